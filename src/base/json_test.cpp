@@ -1,0 +1,44 @@
+#include "base/json.h"
+
+#include <gtest/gtest.h>
+
+namespace dg {
+namespace {
+
+TEST(Json, KeepsKeyOrder) {
+  auto parsed = parse_json(R"({"b":1,"a":[1,2,{"z":null}]})", "test");
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(dump_json_python(*parsed), R"({"b": 1, "a": [1, 2, {"z": null}]})");
+}
+
+TEST(Json, DumpsLikePython) {
+  auto parsed = parse_json("{\"k\":\"\xe4\xb8\xad<\\n\",\"f\":1.0,\"e\":{},\"l\":[]}", "test");
+  ASSERT_TRUE(parsed.ok());
+  EXPECT_EQ(dump_json_python(*parsed), "{\"k\": \"\xe4\xb8\xad<\\n\", \"f\": 1.0, \"e\": {}, \"l\": []}");
+  EXPECT_EQ(dump_json_python(*parsed, 2),
+            "{\n  \"k\": \"\xe4\xb8\xad<\\n\",\n  \"f\": 1.0,\n  \"e\": {},\n  \"l\": []\n}");
+}
+
+TEST(Json, RefusesDeepNesting) {
+  auto parsed = parse_json(std::string(200 << 10, '['), "config.json");
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_EQ(parsed.error().message, "config.json: JSON nested deeper than 64 levels at byte 64");
+}
+
+TEST(Json, RefusesLargeInput) {
+  auto parsed = parse_json(std::string(2000, ' '), "x", {.max_bytes = 1000});
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_NE(parsed.error().message.find("2000 bytes"), std::string::npos);
+}
+
+TEST(Json, NamesOriginAndReason) {
+  auto parsed = parse_json("{\"a\":}", "some/config.json");
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_EQ(parsed.error().message.find("some/config.json: not valid JSON: "), 0u);
+  EXPECT_EQ(parsed.error().message.find('\n'), std::string::npos);
+}
+
+TEST(Json, RefusesBadUtf8) { EXPECT_FALSE(parse_json("{\"a\":\"\xff\xfe\"}", "x").ok()); }
+
+}  // namespace
+}  // namespace dg
