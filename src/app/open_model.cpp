@@ -1,0 +1,139 @@
+#include "app/open_model.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <climits>
+#include <cstdlib>
+
+#include "backends/checked/checked.h"
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/reference.h"
+#include "base/file.h"
+#include "plan/sizing.h"
+#include "quant/f16.h"
+#include "quant/bf16.h"
+#include "quant/formats.h"
+
+namespace dg {
+namespace {
+
+std::string parent(const std::string& path) {
+  size_t slash = path.find_last_of('/');
+  return slash == std::string::npos || slash == 0 ? "/" : path.substr(0, slash);
+}
+
+bool is_model_directory(const std::string& path) { return file_exists(path + "/config.json"); }
+
+Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, CheckedBackend** checked) {
+  *checked = nullptr;
+  if (options.backend == "reference") return make_reference_backend();
+  CpuOptions cpu{.threads = options.threads, .isa = options.isa};
+  DG_ASSIGN(std::unique_ptr<Backend> fast, make_cpu_backend(cpu));
+  if (options.backend == "cpu") return fast;
+  if (options.backend == "checked") {
+    auto both = std::make_unique<CheckedBackend>(std::move(fast), make_reference_backend());
+    *checked = both.get();
+    return std::unique_ptr<Backend>(std::move(both));
+  }
+  return input_error(fmt::format("--backend: expected cpu, reference or checked, found \"{}\"", options.backend));
+}
+
+}  // namespace
+
+Result<std::string> resolve_model(const std::string& name_or_path) {
+  if (directory_exists(name_or_path)) return name_or_path;
+  if (file_exists(name_or_path)) {
+    if (name_or_path.size() > 12 && name_or_path.ends_with(".safetensors")) return parent("./" + name_or_path);
+    return input_error(fmt::format("{}: expected a model directory (config.json and *.safetensors), found a file", name_or_path));
+  }
+  if (name_or_path.find('/') == std::string::npos && !name_or_path.empty()) {
+    std::vector<std::string> places;
+    if (const char* models = std::getenv("DOUGONG_MODELS")) places.push_back(models);
+    char exe[PATH_MAX];
+    ssize_t length = ::readlink("/proc/self/exe", exe, sizeof exe);
+    std::string bin = length > 0 ? parent(std::string(exe, static_cast<size_t>(length))) : "";
+    if (!bin.empty()) places.push_back(parent(bin) + "/share/dougong/models");
+    char cwd[PATH_MAX];
+    for (std::string at : {bin, std::string(::getcwd(cwd, sizeof cwd) ? cwd : "")})
+      for (; at.size() > 1; at = parent(at)) places.push_back(at + "/models");
+    for (const std::string& place : places)
+      if (is_model_directory(place + "/" + name_or_path)) return place + "/" + name_or_path;
+    return input_error(fmt::format("{}: no such directory, and no model of that name in {}; give a path or set DOUGONG_MODELS", name_or_path,
+                                   places.empty() ? "models/" : places.front()));
+  }
+  return input_error(fmt::format("{}: no such directory", name_or_path));
+}
+
+Result<WeightPolicy> weight_policy(const OpenOptions& options) {
+  WeightPolicy policy;
+  if (options.dtype == "float32") policy.float32 = true;
+  else if (options.dtype == "bfloat16") policy.linear = &kBf16;
+  else if (options.dtype == "float16") policy.linear = &kF16;
+  else if (options.dtype != "auto")
+    return input_error(fmt::format("--dtype: expected auto, float32, bfloat16 or float16, found \"{}\"", options.dtype));
+  if (!options.quantization.empty()) {
+    policy.linear = find_format(options.quantization);
+    if (!policy.linear)
+      return input_error(fmt::format("--quantization: expected one of {}, found \"{}\"", format_names(), options.quantization));
+    if (policy.float32) return input_error("--quantization cannot be combined with --dtype float32: choose one");
+  }
+  return policy;
+}
+
+Result<Dtype> kv_cache_dtype(const OpenOptions& options) {
+  const std::string& name = options.kv_cache_dtype;
+  if (name == "float32" || (name == "auto" && options.dtype == "float32")) return Dtype::kF32;
+  if (name == "auto" || name == "bfloat16") return Dtype::kBf16;
+  if (name == "float16") return Dtype::kF16;
+  return input_error(fmt::format("--kv-cache-dtype: expected auto, float32, bfloat16 or float16, found \"{}\"", name));
+}
+
+Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path, const OpenOptions& options) {
+  auto opened = std::make_unique<OpenedModel>();
+  DG_ASSIGN(opened->path, resolve_model(name_or_path));
+  const std::string& path = opened->path;
+  DG_ASSIGN(WeightPolicy policy, weight_policy(options));
+  DG_ASSIGN(Dtype kv_dtype, kv_cache_dtype(options));
+  DG_ASSIGN(opened->config, read_model_config(path));
+  DG_ASSIGN(opened->generation, read_generation_config(path));
+  DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
+  opened->index = std::make_unique<TensorIndex>(std::move(index));
+  DG_ASSIGN(opened->backend, make_backend(options, &opened->checked));
+  opened->store = std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy);
+  DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
+  if (options.load_text) {  // before the weights: a broken tokenizer is found at once
+    DG_ASSIGN(opened->tokenizer, Tokenizer::load(path));
+    ChatModelInfo info{opened->config.model_type, opened->tokenizer->chat_template(), opened->tokenizer->bos_token(), opened->tokenizer->eos_token()};
+    auto encoder = make_prompt_encoder(info, options.chat_format);
+    if (encoder.ok()) opened->prompt = *std::move(encoder);
+    else if (options.chat_format != "auto") return encoder.error();  // without a template, --raw prompts still work
+  }
+  std::vector<int64_t> ids = opened->generation.eos.empty() ? opened->config.eos : opened->generation.eos;
+  if (opened->tokenizer && opened->tokenizer->eos_id()) ids.push_back(*opened->tokenizer->eos_id());
+  for (int64_t id : ids)
+    if (std::find(opened->eos.begin(), opened->eos.end(), id) == opened->eos.end()) opened->eos.push_back(static_cast<int32_t>(id));
+
+  auto start = std::chrono::steady_clock::now();
+  DG_TRY(opened->store->load({.threads = options.threads, .progress = options.progress}));
+  opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+  int64_t longest = opened->config.max_position;
+  if (options.max_model_len > longest)
+    return input_error(fmt::format("--max-model-len {}: the model takes at most {} tokens (max_position_embeddings)", options.max_model_len, longest));
+  int64_t length = options.max_model_len > 0 ? options.max_model_len : std::min<int64_t>(longest, 8192);
+  ExecutorOptions executor;
+  executor.kv_dtype = kv_dtype;
+  executor.kv_tokens = (length + executor.block_tokens) * options.max_sequences;
+  executor.max_step_sequences = options.max_sequences;
+  executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
+  executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
+  executor.arena_bytes =
+      measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length, executor.max_logit_rows);
+  DG_ASSIGN(opened->executor, Executor::create(*opened->backend, *opened->model, executor));
+  return opened;
+}
+
+}  // namespace dg

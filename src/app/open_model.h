@@ -1,0 +1,62 @@
+// Opens a model for a command: finds it, reads its configuration and headers, plans its memory, loads the weights and
+// makes the executor. The one place that names concrete backends.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/executor.h"
+#include "io/tensor_index.h"
+#include "model/config.h"
+#include "model/model.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
+
+namespace dg {
+
+class CheckedBackend;
+
+struct OpenOptions {
+  std::string backend = "cpu";  // cpu | reference | checked
+  std::string isa = "auto";
+  int threads = 0;              // 0: all physical cores allowed
+  std::string dtype = "auto";   // auto: as published, bf16 cache | float32 | bfloat16 | float16
+  std::string quantization;     // format name for the linear layers; empty: as published
+  std::string kv_cache_dtype = "auto";
+  int64_t max_model_len = 0;    // 0: the model's, at most what the command needs
+  int64_t max_step_tokens = 512;
+  int64_t max_sequences = 1;
+  int64_t max_logit_rows = 0;   // 0: one per sequence
+  bool progress = true;
+  bool load_text = true;        // tokenizer and prompt encoder
+  std::string chat_format = "auto";
+};
+
+// Members are destroyed in reverse order: the executor and model before the weights, the backend last.
+struct OpenedModel {
+  std::string path;
+  ModelConfig config;
+  GenerationConfig generation;
+  std::unique_ptr<TensorIndex> index;
+  std::unique_ptr<Backend> backend;
+  CheckedBackend* checked = nullptr;  // the same object as `backend` with --backend checked
+  std::unique_ptr<WeightStore> store;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Executor> executor;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<PromptEncoder> prompt;
+  std::vector<int32_t> eos;  // ids that end a generation: generation_config.json, else config.json, and the tokenizer's
+  double load_seconds = 0;
+};
+
+// A directory, a .safetensors file, or a known name such as "mini-r1", looked for in $DOUGONG_MODELS, in
+// <executable>/../share/dougong/models and in models/ upward from the executable and from the working directory.
+Result<std::string> resolve_model(const std::string& name_or_path);
+
+Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path, const OpenOptions& options);
+
+// Weight policy and cache type that --dtype, --quantization and --kv-cache-dtype ask for.
+Result<WeightPolicy> weight_policy(const OpenOptions& options);
+Result<Dtype> kv_cache_dtype(const OpenOptions& options);
+
+}  // namespace dg

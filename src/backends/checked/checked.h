@@ -1,0 +1,44 @@
+// The checked backend: runs every op on the backend under test and on a reference, compares, and keeps the first op that
+// differs. Computation goes on with the tested backend's results, so later ops are checked on its data.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/backend.h"
+
+namespace dg {
+
+class CheckedBackend : public Backend {
+ public:
+  // `tolerance`: allowed |a - b| relative to the root mean square of the reference output.
+  CheckedBackend(std::unique_ptr<Backend> tested, std::unique_ptr<Backend> reference, float tolerance = 2e-3f);
+
+  const char* name() const override { return "checked"; }
+  std::string description() const override;
+  bool supports(const Format& format) const override { return tested_->supports(format); }
+  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return tested_->allocate(bytes, purpose); }
+  void synchronise() override { tested_->synchronise(); }
+
+  int64_t compared() const { return compared_; }
+  // "" when all agreed; else the first differing op: its number, name, shape, error and tolerance.
+  const std::string& first_difference() const { return first_difference_; }
+  double worst() const { return worst_; }
+
+#define DG_CHECKED_OP(method, Op) void method(const Op& op) override;
+  DG_OPS(DG_CHECKED_OP)
+#undef DG_CHECKED_OP
+
+ private:
+  template <class Op>
+  void both(const char* name, const Op& op, void (Backend::*run)(const Op&));
+  void compare(const char* name, const Tensor& tested, const Tensor& reference);
+
+  std::unique_ptr<Backend> tested_, reference_;
+  float tolerance_;
+  int64_t compared_ = 0;
+  double worst_ = 0;
+  std::string first_difference_;
+};
+
+}  // namespace dg

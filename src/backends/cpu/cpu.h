@@ -1,0 +1,24 @@
+// The CPU backend: the op vocabulary on the kernels of one instruction set, spread over a thread pool.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "device/backend.h"
+
+namespace dg {
+
+struct CpuOptions {
+  int threads = 0;           // 0: the physical cores this process may use
+  std::string isa = "auto";  // x86: generic, avx2, avx512; aarch64: generic, dotprod; riscv64: generic
+  bool pin = true;           // bind workers to cores
+};
+
+// Errors: an instruction set that is unknown or not usable here (the message lists those that are), no memory.
+// A result is bit for bit the same for every number of threads; see device/ops.h for what else must not matter.
+Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options);
+
+std::vector<std::string> usable_cpu_isas();  // best first
+
+}  // namespace dg

@@ -1,0 +1,115 @@
+#include "backends/cpu/isa.h"
+
+#include <fmt/core.h>
+
+#include <cstdint>
+
+#include "backends/cpu/kernels/kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace dg {
+
+#if defined(__x86_64__)
+extern const KernelTable kernels_avx512, kernels_avx2, kernels_generic;
+#elif defined(__aarch64__)
+extern const KernelTable kernels_dotprod, kernels_generic;
+#else
+extern const KernelTable kernels_generic;
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const char* needs;  // for people
+  bool (*usable)();
+  const KernelTable* kernels;
+};
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+struct Cpuid {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  Cpuid(unsigned leaf, unsigned subleaf) {
+    if (!__get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx)) eax = ebx = ecx = edx = 0;
+  }
+};
+
+bool all_bits(uint64_t value, uint64_t mask) { return (value & mask) == mask; }
+
+// The registers the operating system saves (XCR0), 0 when it does not say.
+uint64_t saved_state() {
+  if (!all_bits(Cpuid(1, 0).ecx, 1u << 27)) return 0;  // OSXSAVE
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+bool has_avx2() {
+  constexpr unsigned kFma = 1u << 12, kPopcnt = 1u << 23, kAvx = 1u << 28, kF16c = 1u << 29;
+  constexpr unsigned kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8, kLzcnt = 1u << 5;
+  return all_bits(saved_state(), 0x6) && all_bits(Cpuid(1, 0).ecx, kFma | kPopcnt | kAvx | kF16c) &&
+         all_bits(Cpuid(7, 0).ebx, kBmi1 | kAvx2 | kBmi2) && all_bits(Cpuid(0x80000001u, 0).ecx, kLzcnt);
+}
+
+bool has_avx512() {
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;
+  return has_avx2() && all_bits(saved_state(), 0xe6) && all_bits(Cpuid(7, 0).ebx, kF | kDq | kCd | kBw | kVl);
+}
+#elif defined(__aarch64__)
+bool has_dotprod() {
+  constexpr unsigned long kFphp = 1ul << 9, kAsimdhp = 1ul << 10, kAsimddp = 1ul << 20;
+  constexpr unsigned long kAll = kFphp | kAsimdhp | kAsimddp;
+  return (getauxval(AT_HWCAP) & kAll) == kAll;
+}
+#endif
+
+// Best first. A new family (amx, avx512_vnni, sve2, rvv) is one row here and one line in isa.cmake.
+constexpr Isa kIsas[] = {
+#if defined(__x86_64__)
+    {"avx512", "AVX-512 F, BW, DQ, VL, CD", has_avx512, &kernels_avx512},
+    {"avx2", "AVX2, FMA, F16C, BMI", has_avx2, &kernels_avx2},
+    {"generic", "x86-64", always, &kernels_generic},
+#elif defined(__aarch64__)
+    {"dotprod", "Armv8.2 dot product and half precision", has_dotprod, &kernels_dotprod},
+    {"generic", "Armv8 NEON", always, &kernels_generic},
+#else
+    {"generic", "any processor of this family", always, &kernels_generic},
+#endif
+};
+
+}  // namespace
+
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : kIsas)
+    if (isa.usable()) names.push_back(isa.name);
+  return names;
+}
+
+Result<const KernelTable*> find_kernels(std::string_view name) {
+  std::string usable;
+  for (const Isa& isa : kIsas) {
+    if (!isa.usable()) {
+      if (name == isa.name)
+        return input_error(fmt::format("--isa {}: this processor or operating system lacks {}; use one of: auto{}", name, isa.needs,
+                                       [&] {
+                                         std::string list;
+                                         for (const std::string& n : usable_isas()) list += ", " + n;
+                                         return list;
+                                       }()));
+      continue;
+    }
+    if (name == "auto" || name == isa.name) return isa.kernels;
+    usable += fmt::format(", {}", isa.name);
+  }
+  return input_error(fmt::format("--isa {}: unknown instruction set; use one of: auto{}", name, usable));
+}
+
+}  // namespace dg

@@ -1,0 +1,31 @@
+#include "backends/dry/dry.h"
+
+namespace dg {
+namespace {
+struct AddressSpace : DeviceMemory {
+  AddressSpace(uintptr_t address, size_t size) {
+    data_ = reinterpret_cast<void*>(address);
+    bytes_ = size;
+  }
+};
+}  // namespace
+
+Result<std::unique_ptr<DeviceMemory>> DryBackend::allocate(size_t bytes, const char* purpose) {
+  uintptr_t address = next_address_;
+  next_address_ += (bytes + 4095) / 4096 * 4096 + 4096;
+  allocated_[purpose] += static_cast<int64_t>(bytes);
+  return std::unique_ptr<DeviceMemory>(std::make_unique<AddressSpace>(address, bytes));
+}
+
+Cost DryBackend::total() const {
+  Cost sum;
+  for (const auto& [name, op] : by_op_) sum += op.cost;
+  return sum;
+}
+
+#define DG_DRY_OP(method, Op) \
+  void DryBackend::method(const Op& op) { count(#method, op); }
+DG_OPS(DG_DRY_OP)
+#undef DG_DRY_OP
+
+}  // namespace dg

@@ -1,0 +1,45 @@
+// The dry backend: runs a model's forward and only counts. Memory is address space without pages; nothing is read.
+#pragma once
+#include <map>
+#include <string>
+
+#include "device/backend.h"
+#include "device/cost.h"
+
+namespace dg {
+
+class DryBackend : public Backend {
+ public:
+  const char* name() const override { return "dry"; }
+  bool executes() const override { return false; }
+  bool supports(const Format&) const override { return true; }
+  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
+
+  struct OpTotal {
+    int64_t calls = 0;
+    Cost cost;
+  };
+  const std::map<std::string, OpTotal>& by_op() const { return by_op_; }
+  Cost total() const;
+  void reset() { by_op_.clear(); }
+  // Bytes asked for by purpose ("weights", "KV cache", ...).
+  const std::map<std::string, int64_t>& allocated() const { return allocated_; }
+
+#define DG_DRY_OP(method, Op) void method(const Op& op) override;
+  DG_OPS(DG_DRY_OP)
+#undef DG_DRY_OP
+
+ private:
+  template <class Op>
+  void count(const char* name, const Op& op) {
+    OpTotal& total = by_op_[name];
+    total.calls++;
+    total.cost += cost_of(op);
+  }
+
+  std::map<std::string, OpTotal> by_op_;
+  std::map<std::string, int64_t> allocated_;
+  uintptr_t next_address_ = uintptr_t{1} << 44;
+};
+
+}  // namespace dg

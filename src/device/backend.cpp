@@ -1,0 +1,24 @@
+// Default bodies of the fused ops.
+#include "device/backend.h"
+
+namespace dg {
+
+void Backend::linear_glu(const LinearGlu& op) {
+  Arena::Scope scope(*op.scratch);
+  Tensor gate = op.scratch->alloc({op.x.rows(), op.gate.out});
+  linear({.out = gate, .x = op.x, .weight = op.gate});
+  linear({.out = op.out, .x = op.x, .weight = op.up});
+  act_mul({.out = op.out, .gate = gate, .up = op.out});
+}
+
+void Backend::add_rms_norm(const AddRmsNorm& op) {
+  add({.out = op.residual, .a = op.residual, .b = op.delta});
+  rms_norm({.out = op.out, .x = op.residual, .weight = op.weight, .eps = op.eps});
+}
+
+void Backend::head_norm_rope(const HeadNormRope& op) {
+  if (op.weight.valid()) rms_norm({.out = op.x, .x = op.x, .weight = op.weight, .eps = op.eps});
+  rope({.x = op.x, .positions = op.positions, .inv_freq = op.inv_freq, .interleaved = op.interleaved, .magnitude = op.magnitude});
+}
+
+}  // namespace dg

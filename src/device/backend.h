@@ -1,0 +1,62 @@
+// Backend: the one interface between a model's forward and whatever computes it. The same forward runs on the executing
+// backends (cpu, reference, later cuda), on `dry` (counts) and on `checked` (compares two).
+//
+// Op contract: asynchronous on the backend's stream, no allocation, no host synchronisation, fixed addresses; synchronise()
+// waits. Scratch an op needs comes from the arena passed with it. Fused ops (* in ops.h) have a default body made of
+// primitives, so a new backend starts correct and becomes fast one override at a time.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "device/ops.h"
+
+namespace dg {
+
+// Device memory, freed with the backend that made it.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ protected:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual const char* name() const = 0;
+  virtual std::string description() const { return name(); }  // instruction set, threads, device: for people
+
+  // Zeroed memory of at least `bytes`, 64-byte aligned, huge pages where it pays. The error names bytes and purpose.
+  virtual Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) = 0;
+  // False when tensors must not be read or written by the host (dry run: addresses only).
+  virtual bool executes() const { return true; }
+  // Whether `linear`, `linear_glu`, `moe_experts` and `mla_attention` take weights of this format.
+  virtual bool supports(const Format& format) const = 0;
+  // Waits for all ops issued so far.
+  virtual void synchronise() {}
+
+  virtual void embed(const Embed&) = 0;
+  virtual void linear(const Linear&) = 0;
+  virtual void linear_glu(const LinearGlu&);
+  virtual void rms_norm(const RmsNorm&) = 0;
+  virtual void add_rms_norm(const AddRmsNorm&);
+  virtual void rope(const Rope&) = 0;
+  virtual void head_norm_rope(const HeadNormRope&);
+  virtual void act_mul(const ActMul&) = 0;
+  virtual void add(const Add&) = 0;
+  virtual void gather_rows(const GatherRows&) = 0;
+  virtual void fill(const Fill&) = 0;
+  virtual void copy(const Copy&) = 0;
+  virtual void kv_write(const KvWrite&) = 0;
+  virtual void attention(const Attention&) = 0;
+  virtual void mla_attention(const MlaAttention&) = 0;
+  virtual void moe_route(const MoeRoute&) = 0;
+  virtual void moe_experts(const MoeExperts&) = 0;
+};
+
+}  // namespace dg

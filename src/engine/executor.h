@@ -1,0 +1,74 @@
+// Executor: runs plain-data steps of one model on one backend. It owns the arena, the KV pool and the step's index buffers;
+// the engine (one thread) decides what runs. Engine thread only.
+#pragma once
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "model/model.h"
+
+namespace dg {
+
+struct ExecutorOptions {
+  Dtype kv_dtype = Dtype::kBf16;
+  int block_tokens = 16;
+  int64_t kv_tokens = 0;          // capacity of the KV pool, all sequences together
+  int64_t max_step_tokens = 512;  // rows of one step
+  int64_t max_step_sequences = 64;
+  int64_t max_logit_rows = 64;    // rows of logits of one step (max_step_tokens for perplexity and verification)
+  size_t arena_bytes = 0;         // from plan/sizing.h for the same limits
+};
+
+enum class LogitsWanted { kNone, kLast, kAll };
+
+// The part of one sequence that runs in a step: tokens ids[0..n) at positions first_position.., in the cache blocks of
+// `blocks` (run() reserves them).
+struct StepSequence {
+  std::span<const int32_t> ids;
+  int64_t first_position = 0;
+  BlockTable* blocks = nullptr;
+  bool decode = false;  // one generated token; false for prefill chunks
+  LogitsWanted logits = LogitsWanted::kLast;
+};
+
+struct StepResult {
+  // Per sequence of the step, the first of its logit rows in `logits`.
+  std::vector<int64_t> first_row;
+  Tensor logits;  // (rows, vocab) f32, host-readable, valid until the next step
+  Tensor hidden;  // (tokens, hidden) after the final norm, valid until the next step
+  const float* row(int64_t i) const { return logits.f32(i); }
+};
+
+class Executor {
+ public:
+  static Result<std::unique_ptr<Executor>> create(Backend& backend, Model& model, const ExecutorOptions& options);
+
+  // Runs one step. An error (KV cache full) leaves the sequences as they were. Exceeding max_step_tokens is a bug.
+  Result<StepResult> run(std::span<const StepSequence> sequences);
+  // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one.
+  Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden);
+
+  Backend& backend() { return backend_; }
+  Model& model() { return model_; }
+  KvPool& kv() { return *kv_; }
+  const ExecutorOptions& options() const { return options_; }
+  size_t arena_peak() const { return arena_.peak(); }
+  void set_observer(std::function<void(int, Tensor)> observe) { observe_ = std::move(observe); }
+
+ private:
+  Executor(Backend& backend, Model& model, const ExecutorOptions& options) : backend_(backend), model_(model), options_(options) {}
+  Result<StepResult> run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden);
+
+  Backend& backend_;
+  Model& model_;
+  ExecutorOptions options_;
+  std::unique_ptr<KvPool> kv_;
+  std::unique_ptr<DeviceMemory> arena_memory_, index_memory_;
+  Arena arena_;
+  Tensor ids_, positions_, slots_, logit_rows_;  // (max_step_tokens) i32
+  std::vector<SequenceSlice> slices_;
+  std::function<void(int, Tensor)> observe_;
+};
+
+}  // namespace dg

@@ -1,0 +1,116 @@
+#include "model/layers/attention.h"
+
+#include <cmath>
+
+namespace dg {
+
+void Rotary::declare(WeightStore& store, const RopeConfig& config, int64_t dim) {
+  RopeTable table = make_rope_table(config, dim);
+  magnitude = table.magnitude;
+  store.constant(&inv_freq, std::move(table.inv_freq));
+}
+
+void GqaAttention::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Options options) {
+  heads = config.heads;
+  kv_heads = config.kv_heads;
+  head_dim = config.head_dim;
+  eps = config.rms_eps;
+  scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  int64_t q_dim = heads * head_dim, kv_dim = kv_heads * head_dim;
+  store.matrix(&q, prefix + "q_proj.weight", q_dim, config.hidden, WeightClass::kAttention);
+  store.matrix(&k, prefix + "k_proj.weight", kv_dim, config.hidden, WeightClass::kAttention);
+  store.matrix(&v, prefix + "v_proj.weight", kv_dim, config.hidden, WeightClass::kAttention);
+  store.matrix(&o, prefix + "o_proj.weight", config.hidden, q_dim, WeightClass::kAttention);
+  if (options.qkv_bias) {
+    store.vector(&q_bias, prefix + "q_proj.bias", q_dim);
+    store.vector(&k_bias, prefix + "k_proj.bias", kv_dim);
+    store.vector(&v_bias, prefix + "v_proj.bias", kv_dim);
+  }
+  if (options.o_bias) store.vector(&o_bias, prefix + "o_proj.bias", config.hidden);
+  if (options.head_norm) {
+    store.vector(&q_norm, prefix + "q_norm.weight", head_dim);
+    store.vector(&k_norm, prefix + "k_norm.weight", head_dim);
+  }
+}
+
+void GqaAttention::register_cache(CacheLayout& layout, const std::string& name) {
+  k_part = layout.add(name + ".k", kv_heads * head_dim);
+  v_part = layout.add(name + ".v", kv_heads * head_dim);
+}
+
+Tensor GqaAttention::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
+  Tensor out = c.arena.alloc({x.rows(), o.out});
+  Arena::Scope scope(c.arena);
+  Tensor queries = linear(c, x, q, q_bias), keys = linear(c, x, k, k_bias), values = linear(c, x, v, v_bias);
+  Tensor q_heads = queries.split_last(heads), k_heads = keys.split_last(kv_heads);
+  c.backend.head_norm_rope({.x = q_heads, .weight = q_norm, .eps = eps, .positions = batch.positions, .inv_freq = rotary.inv_freq,
+                            .interleaved = false, .magnitude = rotary.magnitude});
+  c.backend.head_norm_rope({.x = k_heads, .weight = k_norm, .eps = eps, .positions = batch.positions, .inv_freq = rotary.inv_freq,
+                            .interleaved = false, .magnitude = rotary.magnitude});
+  c.backend.kv_write({.cache = c.kv.part(k_part), .values = keys, .slots = batch.slots});
+  c.backend.kv_write({.cache = c.kv.part(v_part), .values = values, .slots = batch.slots});
+  Tensor attended = c.arena.alloc({x.rows(), heads, head_dim});
+  c.backend.attention({.out = attended, .q = q_heads, .k_cache = c.kv.part(k_part), .v_cache = c.kv.part(v_part),
+                       .sequences = batch.sequences, .kv_heads = static_cast<int>(kv_heads), .scale = scale, .scratch = &c.arena});
+  c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * head_dim}), .weight = o, .bias = o_bias});
+  return out;
+}
+
+// The norms of the q and kv latents use 1e-6 whatever rms_norm_eps says (transformers; all released configs agree).
+static constexpr float kLatentEps = 1e-6f;
+
+void MlaBlock::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config) {
+  dims = config.mla;
+  heads = config.heads;
+  int64_t q_dim = dims.nope + dims.rope;
+  scale = mla_softmax_scale(config.rope, q_dim);
+  if (dims.q_lora > 0) {
+    store.matrix(&q_a, prefix + "q_a_proj.weight", dims.q_lora, config.hidden, WeightClass::kAttention);
+    store.vector(&q_norm, prefix + "q_a_layernorm.weight", dims.q_lora);
+    store.matrix(&q_b, prefix + "q_b_proj.weight", heads * q_dim, dims.q_lora, WeightClass::kAttention);
+    if (config.attention_bias) store.vector(&q_a_bias, prefix + "q_a_proj.bias", dims.q_lora);
+  } else {
+    store.matrix(&q, prefix + "q_proj.weight", heads * q_dim, config.hidden, WeightClass::kAttention);
+  }
+  store.matrix(&kv_a, prefix + "kv_a_proj_with_mqa.weight", dims.kv_lora + dims.rope, config.hidden, WeightClass::kAttention);
+  store.vector(&kv_norm, prefix + "kv_a_layernorm.weight", dims.kv_lora);
+  store.matrix(&kv_b, prefix + "kv_b_proj.weight", heads * (dims.nope + dims.v_dim), dims.kv_lora, WeightClass::kAttention);
+  store.matrix(&o, prefix + "o_proj.weight", config.hidden, heads * dims.v_dim, WeightClass::kAttention);
+  if (config.attention_bias) {
+    store.vector(&kv_a_bias, prefix + "kv_a_proj_with_mqa.bias", dims.kv_lora + dims.rope);
+    store.vector(&o_bias, prefix + "o_proj.bias", config.hidden);
+  }
+}
+
+void MlaBlock::register_cache(CacheLayout& layout, const std::string& name) { part = layout.add(name + ".latent", dims.kv_lora + dims.rope); }
+
+Tensor MlaBlock::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
+  Tensor out = c.arena.alloc({x.rows(), o.out});
+  Arena::Scope scope(c.arena);
+  Tensor queries;
+  if (dims.q_lora > 0) {
+    Tensor low = linear(c, x, q_a, q_a_bias);
+    c.backend.rms_norm({.out = low, .x = low, .weight = q_norm, .eps = kLatentEps});
+    queries = linear(c, low, q_b);
+  } else {
+    queries = linear(c, x, q);
+  }
+  Tensor q_heads = queries.split_last(heads);
+  Tensor latent = linear(c, x, kv_a, kv_a_bias);  // (tokens, kv_lora + rope)
+  Tensor compressed = latent.slice(1, 0, dims.kv_lora);
+  c.backend.rms_norm({.out = compressed, .x = compressed, .weight = kv_norm, .eps = kLatentEps});
+  auto rotate = [&](Tensor heads_view) {
+    c.backend.rope({.x = heads_view, .positions = batch.positions, .inv_freq = rotary.inv_freq, .interleaved = true, .magnitude = rotary.magnitude});
+  };
+  rotate(q_heads.slice(2, dims.nope, dims.rope));
+  rotate(latent.slice(1, dims.kv_lora, dims.rope).split_last(1));  // one rotary key shared by all heads
+  c.backend.kv_write({.cache = c.kv.part(part), .values = latent, .slots = batch.slots});
+  Tensor attended = c.arena.alloc({x.rows(), heads, dims.v_dim});
+  c.backend.mla_attention({.out = attended, .q = q_heads, .cache = c.kv.part(part), .kv_b = kv_b, .sequences = batch.sequences,
+                           .nope = static_cast<int>(dims.nope), .rope = static_cast<int>(dims.rope), .v_dim = static_cast<int>(dims.v_dim),
+                           .kv_lora = static_cast<int>(dims.kv_lora), .scale = scale, .scratch = &c.arena});
+  c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * dims.v_dim}), .weight = o, .bias = o_bias});
+  return out;
+}
+
+}  // namespace dg

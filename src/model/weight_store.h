@@ -1,0 +1,97 @@
+// WeightStore: owns a model's weights on one device.
+//
+// Two phases. While a model is built it *declares* what it needs (name, shape, class); declaring checks the checkpoint's
+// headers and fixes every format and byte, so `bytes()` is exact before anything is allocated, and a dry run stops here.
+// Then load() allocates once and reads the shards in file order with several threads, converting on the way; it fills in
+// the Weight and Tensor views that were declared, which must stay at their addresses. Reading uses pread into the final
+// place (or a 1 MiB buffer when converting), so peak memory is the model's bytes plus a few MiB.
+#pragma once
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "base/result.h"
+#include "device/backend.h"
+#include "io/tensor_index.h"
+
+namespace dg {
+
+// Which format a matrix is kept in depends on its class.
+enum class WeightClass { kEmbedding, kHead, kAttention, kMlp, kExpert, kSharedExpert, kRouter };
+inline constexpr int kWeightClassCount = 7;
+const char* weight_class_name(WeightClass c);
+
+struct WeightPolicy {
+  // Format of attention, MLP, expert and shared-expert matrices; nullptr: as published. The embedding, head and router
+  // stay as published.
+  const Format* linear = nullptr;
+  bool float32 = false;  // everything in f32: the exact path
+};
+
+struct LoadOptions {
+  int threads = 0;  // 0: number of cores, at most 8
+  bool progress = false;
+};
+
+class WeightStore {
+ public:
+  // `index` may be null: then shapes come from the model alone and every matrix counts as published in `assumed`
+  // (planning from config.json only).
+  WeightStore(Backend& backend, const TensorIndex* index, WeightPolicy policy, const Format* assumed = nullptr);
+  ~WeightStore();
+  WeightStore(const WeightStore&) = delete;
+  WeightStore& operator=(const WeightStore&) = delete;
+
+  // --- declare; the first problem is kept for status() ---
+  void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class);
+  void vector(Tensor* to, const std::string& name, int64_t size);          // kept in f32
+  void constant(Tensor* to, std::vector<float> values);                    // e.g. rotary frequencies
+  bool has(const std::string& name) const;                                 // in the checkpoint (true when planning)
+  void ignore(const std::string& name) { ignored_.insert(name); }          // present but not needed
+  void ignore_prefix(const std::string& prefix) { ignored_prefixes_.push_back(prefix); }
+  void fail(Error error);
+  // First declaration error, or a tensor of the checkpoint that nothing declared.
+  Result<void> status() const;
+
+  // --- figures, known after declaring ---
+  int64_t bytes() const { return bytes_; }
+  struct ClassTotal {
+    int64_t parameters = 0, bytes = 0, count = 0;
+  };
+  const ClassTotal& total(WeightClass c) const { return totals_[static_cast<size_t>(c)]; }
+  const ClassTotal& vector_total() const { return totals_[kWeightClassCount]; }
+  // Bytes by stored format name.
+  const std::unordered_map<std::string, int64_t>& bytes_by_format() const { return bytes_by_format_; }
+
+  // Allocates and reads. The error names file and tensor.
+  Result<void> load(const LoadOptions& options);
+  // Gives every declared view an address without reading anything (dry runs).
+  Result<void> bind_dry();
+
+ private:
+  struct Item;
+  struct Task;
+  Result<void> allocate();
+  void bind();
+  Result<void> run_task(const Task& task, std::vector<std::byte>& raw, std::vector<float>& floats) const;
+  Result<void> copy_scales(const Item& item) const;
+  std::string where(const TensorInfo& info) const;
+
+  Backend& backend_;
+  const TensorIndex* index_;
+  WeightPolicy policy_;
+  const Format* assumed_;
+  std::vector<Item> items_;
+  std::unordered_map<std::string, size_t> by_name_;
+  std::unordered_set<std::string> ignored_;
+  std::vector<std::string> ignored_prefixes_;
+  std::unordered_map<std::string, int64_t> bytes_by_format_;
+  ClassTotal totals_[kWeightClassCount + 1];
+  int64_t bytes_ = 0;
+  std::unique_ptr<Error> error_;
+  std::unique_ptr<DeviceMemory> memory_;
+};
+
+}  // namespace dg
