@@ -149,7 +149,9 @@ TEST(OptionTable, HelpListsEverything) {
   for (const CommandRow& command : command_rows()) {
     EXPECT_THAT(program_help(), HasSubstr(std::string("  ") + command.name));
     for (const OptionRow& row : option_rows())
-      if (belongs_to(row, command) && !row.hidden) EXPECT_THAT(command_help(command), HasSubstr(row.name)) << row.name;
+      if (belongs_to(row, command) && !row.hidden) {
+        EXPECT_THAT(command_help(command), HasSubstr(row.name));
+      }
   }
   EXPECT_THAT(program_help(), HasSubstr("130 interrupted"));
   EXPECT_THAT(command_help(*find_command("version")), Not(HasSubstr("--temperature")));

@@ -234,7 +234,8 @@ Result<SafetensorsHeader> parse_safetensors_header(std::span<const std::byte> fi
   uint64_t header_bytes = 0;
   if (auto reason = refuse_start(file_begin, file_bytes, &header_bytes)) return input_error(fmt::format("{}: {}", origin, *reason));
   if (header_bytes > file_begin.size() - kLengthBytes)
-    return input_error(fmt::format("{}: the header has {} bytes, only {} were read", origin, header_bytes, file_begin.size() - kLengthBytes));
+    return input_error(
+        fmt::format("{}: the header has {} bytes, only {} were read", origin, header_bytes, file_begin.size() - kLengthBytes));
   std::string_view text(reinterpret_cast<const char*>(file_begin.data()) + kLengthBytes, header_bytes);
   if (text.empty() || text[0] != '{') {
     std::string found = text.empty() ? "nothing" : quote_text(text.substr(0, 1));

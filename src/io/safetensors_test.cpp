@@ -1,5 +1,6 @@
 #include "io/safetensors.h"
 
+#include <fmt/core.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -58,7 +59,7 @@ TEST(Safetensors, AcceptsEveryDtypeAndNoTensors) {
   for (int i = 0; i < kDtypeCount; i++) {
     auto dtype = static_cast<Dtype>(i);
     size_t bytes = 3 * dtype_bytes(dtype);
-    auto header = R"({"x":{"dtype":")" + std::string(dtype_name(dtype)) + R"(","shape":[3],"data_offsets":[0,)" + std::to_string(bytes) + "]}}";
+    auto header = fmt::format(R"({{"x":{{"dtype":"{}","shape":[3],"data_offsets":[0,{}]}}}})", dtype_name(dtype), bytes);
     EXPECT_EQ(fault(header, bytes), "ok") << header;
   }
   EXPECT_EQ(fault("{}", 0), "ok");
@@ -104,7 +105,7 @@ TEST(Safetensors, NamesTheFieldOfATensor) {
     return found.starts_with("f: tensor \"x\": ") ? found.substr(15) : found;
   };
   constexpr std::string_view kU8 = R"("dtype":"U8")", kShape = R"("shape":[1])", kOffsets = R"("data_offsets":[0,1])";
-  auto join = [](std::string_view a, std::string_view b, std::string_view c) { return std::string(a) + "," + std::string(b) + "," + std::string(c); };
+  auto join = [](std::string_view a, std::string_view b, std::string_view c) { return fmt::format("{},{},{}", a, b, c); };
   EXPECT_EQ(x(join(kU8, kShape, kOffsets)), "ok");
   EXPECT_EQ(x(R"("dtype":"U8","shape":[1])"), "data_offsets is missing");
   EXPECT_EQ(x(R"("dtype":"U8","data_offsets":[0,1])"), "shape is missing");
@@ -181,7 +182,9 @@ TEST(Safetensors, ChecksMetadata) {
 TEST(Safetensors, NeverReadsOutsideACutFile) {
   // Every prefix of a good file, copied so that the sanitizer sees a read behind it: all refused, none crashes.
   std::string text = safetensors_text(
-      R"({"__metadata__":{"k":"v"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})", 5);
+      R"({"__metadata__":{"k":"v"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},)"
+      R"("b":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
+      5);
   ASSERT_TRUE(parse_safetensors_header(as_bytes(text), text.size(), "f").ok());
   for (size_t n = 0; n < text.size(); n++) {
     std::vector<std::byte> cut(as_bytes(text).begin(), as_bytes(text).begin() + static_cast<ptrdiff_t>(n));

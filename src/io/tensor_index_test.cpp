@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 
 #include "io/shard_index.h"
 #include "io/test_files.h"
@@ -110,8 +111,9 @@ TEST_F(Checkpoint, FollowsTheLinksOfAHuggingFaceCache) {
   }
   EXPECT_EQ(fault(dir.file("snapshots/1")), "ok");
   std::filesystem::remove(dir.file("blobs/") + kShard2);
-  EXPECT_EQ(fault(dir.file("snapshots/1")), dir.file("snapshots/1/") + kShard2 + ": cannot be opened: symbolic link to a missing file \"../../blobs/" +
-                                                kShard2 + "\"; download it again");
+  EXPECT_EQ(fault(dir.file("snapshots/1")),
+            fmt::format("{}: cannot be opened: symbolic link to a missing file \"../../blobs/{}\"; download it again",
+                        dir.file("snapshots/1/") + kShard2, kShard2));
 }
 
 TEST_F(Checkpoint, NamesATruncatedShard) {
@@ -149,7 +151,8 @@ TEST_F(Checkpoint, NamesAnExtraTensor) {
 
 TEST_F(Checkpoint, NamesATensorInTheWrongFile) {
   write_index({{"a", kShard1}, {"b", kShard2}, {"c", kShard2}, {"d", kShard2}});
-  EXPECT_EQ(fault(dir.path()), dir.file(kIndex) + ": weight_map: expected tensor \"b\" in \"" + kShard2 + "\", found it in " + dir.file(kShard1));
+  EXPECT_EQ(fault(dir.path()), fmt::format("{}: weight_map: expected tensor \"b\" in \"{}\", found it in {}", dir.file(kIndex), kShard2,
+                                           dir.file(kShard1)));
 }
 
 TEST_F(Checkpoint, NamesATensorThatExistsTwice) {
@@ -220,7 +223,8 @@ TEST(ShardIndex, FindsAMissingShardByName) {
   EXPECT_EQ(find_missing_shard({"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}), "");
   EXPECT_EQ(find_missing_shard({"model-00002-of-00003.safetensors"}), "model-00001-of-00003.safetensors");
   EXPECT_EQ(find_missing_shard({"model-00001-of-00002.safetensors"}), "model-00002-of-00002.safetensors");
-  EXPECT_EQ(find_missing_shard({"model.safetensors", "a-0001-of-0002.safetensors", "a-x0001-of-00002.safetensors", "-of-.safetensors"}), "");
+  EXPECT_EQ(find_missing_shard({"model.safetensors", "a-0001-of-0002.safetensors", "a-x0001-of-00002.safetensors"}), "");
+  EXPECT_EQ(find_missing_shard({"-of-.safetensors", ".safetensors", ""}), "");
 }
 
 // The size of DeepSeek-V3: 163 shards, 91,000 tensors, an index of 9 MB.
@@ -230,8 +234,8 @@ TEST(TensorIndex, OpensALargeCheckpointFast) {
   std::vector<std::vector<std::string>> names(kShards);
   for (int i = 0; i < kTensors; i++)
     names[static_cast<size_t>(int64_t{i} * kShards / kTensors)].push_back(
-        fmt::format("model.layers.{}.mlp.experts.{}.{}_proj.weight{}", i / 1536, i / 6 % 256, i % 3 == 0 ? "gate" : i % 3 == 1 ? "up" : "down",
-                    i / 3 % 2 == 0 ? "" : "_scale_inv"));
+        fmt::format("model.layers.{}.mlp.experts.{}.{}_proj.weight{}", i / 1536, i / 6 % 256,
+                    i % 3 == 0 ? "gate" : i % 3 == 1 ? "up" : "down", i / 3 % 2 == 0 ? "" : "_scale_inv"));
   std::string index = R"({"metadata": {"total_size": 364000}, "weight_map": {)";
   size_t header_bytes = 0;
   for (int s = 0; s < kShards; s++) {
@@ -242,17 +246,19 @@ TEST(TensorIndex, OpensALargeCheckpointFast) {
       index += fmt::format("{}\n    \"{}\": \"{}\"", index.back() == '{' ? "" : ",", name, file);
   }
   dir.write(kIndex, index + "\n  }\n}\n");
-  double best_s = 1e9;
+  double best_s = 1e9, best_cpu_s = 1e9;
   for (int repeat = 0; repeat < 3; repeat++) {
     auto begin = std::chrono::steady_clock::now();
+    std::clock_t cpu_begin = std::clock();
     auto opened = TensorIndex::open(dir.path());
     best_s = std::min(best_s, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    best_cpu_s = std::min(best_cpu_s, static_cast<double>(std::clock() - cpu_begin) / CLOCKS_PER_SEC);
     ASSERT_TRUE(opened.ok()) << opened.error().message;
     EXPECT_EQ(opened->tensors().size(), size_t{kTensors});
     for (const auto& shard : names) ASSERT_NE(opened->find(shard.back()), nullptr) << shard.back();
   }
-  fmt::print("opened {} tensors in {} files, {:.1f} MB of headers and a {:.1f} MB index, in {:.3f} s\n", kTensors, kShards,
-             static_cast<double>(header_bytes) / 1e6, static_cast<double>(index.size()) / 1e6, best_s);
+  fmt::print("opened {} tensors in {} files, {:.1f} MB of headers and a {:.1f} MB index, in {:.3f} s ({:.3f} s of processor time)\n",
+             kTensors, kShards, static_cast<double>(header_bytes) / 1e6, static_cast<double>(index.size()) / 1e6, best_s, best_cpu_s);
   EXPECT_LT(best_s, 10.0);  // quadratic would be minutes; the target of 0.3 s is for an optimised build on an idle machine
 }
 

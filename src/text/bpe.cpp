@@ -43,8 +43,7 @@ const Alphabet& alphabet() {
 char32_t ByteAlphabet::char_of(unsigned char byte) { return alphabet().chars[byte]; }
 int ByteAlphabet::byte_of(char32_t c) { return c < 512 ? alphabet().bytes[c] : -1; }
 
-bool ByteAlphabet::to_bytes(std::string_view token, std::string& bytes) {
-  bytes.clear();
+bool ByteAlphabet::append_bytes(std::string_view token, std::string& bytes) {
   for (const char *p = token.data(), *end = p + token.size(); p < end;) {
     unicode::Decoded d = unicode::decode(p, end);
     int byte = byte_of(d.code);
@@ -99,8 +98,9 @@ Result<void> Bpe::load_vocabulary(const JsonField& model) {
     used[static_cast<size_t>(value)] = true;
     tokens_[static_cast<size_t>(value)] = token;
     contents_.insert(token, value);
+    raw.clear();
     if (!byte_level_) pieces_.insert(token, value);
-    else if (ByteAlphabet::to_bytes(token, raw)) pieces_.insert(raw, value);
+    else if (ByteAlphabet::append_bytes(token, raw)) pieces_.insert(raw, value);
   }
   reachable_ = std::vector<std::atomic<uint8_t>>(tokens_.size());
   return {};

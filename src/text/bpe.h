@@ -23,8 +23,8 @@ class ByteAlphabet {
  public:
   static char32_t char_of(unsigned char byte);
   static int byte_of(char32_t c);  // -1: not in the alphabet
-  // Bytes that `token` stands for; false when a character is not in the alphabet.
-  static bool to_bytes(std::string_view token, std::string& bytes);
+  // Appends the bytes that `token` stands for; false when a character is not in the alphabet (some may be appended).
+  static bool append_bytes(std::string_view token, std::string& bytes);
 };
 
 class Bpe {

@@ -1,5 +1,7 @@
 #include "text/decoder.h"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -29,9 +31,10 @@ std::optional<char> fallback_byte(std::string_view token) {
 }
 
 void append_byte_level(std::string_view token, std::string& out) {
-  std::string bytes;
-  if (ByteAlphabet::to_bytes(token, bytes)) out += bytes;
-  else out += token;  // a character outside the alphabet: an added token, taken as it is
+  const size_t before = out.size();
+  if (ByteAlphabet::append_bytes(token, out)) return;
+  out.resize(before);
+  out += token;  // a character outside the alphabet: an added token, taken as it is
 }
 
 // A run of byte tokens is text when it is UTF-8 as a whole; otherwise each of its bytes is one U+FFFD.
@@ -75,7 +78,10 @@ bool is_one_character(std::string_view text) {
 Result<Decoder> Decoder::from_json(const JsonField& field) {
   Decoder decoder;
   DG_TRY(decoder.append(field, 0));
-  if (decoder.steps_.empty()) return field.expected("a decoder; an empty Sequence would not join the tokens");
+  if (decoder.steps_.empty()) {  // an empty Sequence joins the tokens without blanks
+    decoder.steps_.emplace_back();
+    decoder.steps_[0].kind = Kind::kFuse;
+  }
   decoder.concatenates_ = decoder.steps_.size() == 1 && decoder.steps_[0].kind == Kind::kByteLevel;
   return decoder;
 }
@@ -104,6 +110,7 @@ Result<void> Decoder::append_strip(const JsonField& field) {
     DG_ASSIGN(int64_t value, count.integer(0, kMaxStrip));
     *target = static_cast<size_t>(value);
   }
+  if (joined_ && step.right > 0) return field.unsupported("Strip with \"stop\" above 0 on the joined text", "\"stop\": 0");
   steps_.push_back(std::move(step));
   return {};
 }
@@ -111,6 +118,10 @@ Result<void> Decoder::append_strip(const JsonField& field) {
 Result<void> Decoder::append(const JsonField& field, int depth) {
   if (depth > kMaxDepth || steps_.size() >= kMaxSteps) return field.expected("fewer nested or successive decoders");
   DG_ASSIGN(const std::string type, field.type());
+  return append_typed(field, type, depth);
+}
+
+Result<void> Decoder::append_typed(const JsonField& field, std::string_view type, int depth) {
   if (type == "Sequence") {
     DG_ASSIGN(JsonField list, field.member("decoders"));
     DG_ASSIGN(size_t n, list.array_size());
@@ -118,7 +129,7 @@ Result<void> Decoder::append(const JsonField& field, int depth) {
     return {};
   }
   // Steps on the joined text cannot be streamed token by token; only Strip (and a repeated join) is needed there.
-  if (joined_ && type != "Strip" && type != "Fuse") return field.unsupported("decoder " + type + " after ByteLevel or Fuse", "Strip, Fuse");
+  if (joined_ && type != "Strip" && type != "Fuse") return field.unsupported(fmt::format("decoder {} after ByteLevel or Fuse", type), "Strip, Fuse");
   if (type == "Strip") return append_strip(field);
   if (type == "Metaspace") return append_metaspace(field);
   Step step{};
@@ -137,7 +148,7 @@ Result<void> Decoder::append(const JsonField& field, int depth) {
     DG_ASSIGN(Regex regex, pattern_of(field));
     step.regex.push_back(std::move(regex));
   } else {
-    return field.unsupported("decoder " + type, "Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace");
+    return field.unsupported(fmt::format("decoder {}", type), "Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace");
   }
   steps_.push_back(std::move(step));
   return {};
@@ -202,7 +213,8 @@ std::string Decoder::decode(const std::vector<std::string_view>& contents) const
   return out;
 }
 
-std::string Decoder::bytes_of(std::string_view content) const {
+void Decoder::append_bytes_of(std::string_view content, std::string& out) const {
+  if (concatenates_) return append_byte_level(content, out);
   std::vector<std::string> tokens{std::string(content)};
   bool joined = false;
   for (const Step& step : steps_) {
@@ -218,7 +230,7 @@ std::string Decoder::bytes_of(std::string_view content) const {
       apply(step, tokens, false);
     }
   }
-  return std::move(tokens[0]);
+  out += tokens[0];
 }
 
 Decoder::Start Decoder::start() const {

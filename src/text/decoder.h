@@ -18,13 +18,13 @@ class Decoder {
   // Text of a whole sequence of token contents: valid UTF-8, ill-formed bytes as U+FFFD.
   std::string decode(const std::vector<std::string_view>& contents) const;
 
-  // Bytes that one token contributes when it is not the first of the text.
-  std::string bytes_of(std::string_view content) const;
+  // Appends the bytes that one token contributes when it is not the first of the text.
+  void append_bytes_of(std::string_view content, std::string& out) const;
 
-  // The decoded text is the lossy UTF-8 of the tokens' bytes_of() joined, first token included: the usual case.
+  // The decoded text is the lossy UTF-8 of the tokens' bytes joined, first token included: the usual case.
   bool concatenates() const { return concatenates_; }
   std::string_view separator() const { return steps_.empty() ? std::string_view(" ") : std::string_view(); }
-  // How the beginning of the whole text differs from bytes_of(): up to `count` times `content` removed, and for the first
+  // How the beginning of the whole text differs from that: up to `count` times `content` removed, and for the first
   // token (Metaspace) its blanks dropped.
   struct Start {
     std::string content;
@@ -43,6 +43,7 @@ class Decoder {
     bool drop_first = false;        // kMetaspace
   };
   Result<void> append(const JsonField& field, int depth);
+  Result<void> append_typed(const JsonField& field, std::string_view type, int depth);
   Result<void> append_metaspace(const JsonField& field);
   Result<void> append_strip(const JsonField& field);
   static void apply(const Step& step, std::vector<std::string>& tokens, bool first);

@@ -21,7 +21,7 @@ struct MacroObject : Object {
 
 // `loop` inside a for block.
 struct LoopObject : Object {
-  LoopObject(std::vector<Value> all, int depth) : items(std::move(all)), depth0(depth) {}
+  explicit LoopObject(std::vector<Value> all) : items(std::move(all)) {}
   std::string describe() const override { return fmt::format("<LoopContext {}/{}>", index0 + 1, items.size()); }
   Value attribute(Interpreter& in, std::string_view name) override {
     auto integer = [](size_t n) { return Value::integer(static_cast<int64_t>(n)); };
@@ -32,8 +32,8 @@ struct LoopObject : Object {
     if (name == "length") return integer(items.size());
     if (name == "revindex") return integer(items.size() - index0);
     if (name == "revindex0") return integer(items.size() - index0 - 1);
-    if (name == "depth") return Value::integer(depth0 + 1);
-    if (name == "depth0") return Value::integer(depth0);
+    if (name == "depth") return Value::integer(1);  // grows only in recursive loops
+    if (name == "depth0") return Value::integer(0);
     if (name == "previtem") return index0 > 0 ? items[index0 - 1] : Value::undefined("there is no previous item");
     if (name == "nextitem") return index0 + 1 < items.size() ? items[index0 + 1] : Value::undefined("there is no next item");
     if (name == "cycle" || name == "changed") return Value::object(in.heap.adopt(std::make_unique<LoopMethod>(*this, name == "cycle")));
@@ -59,7 +59,6 @@ struct LoopObject : Object {
 
   std::vector<Value> items;
   size_t index0 = 0;
-  int depth0;
   Value last_seen;
 };
 
@@ -156,9 +155,8 @@ Interpreter::Flow Interpreter::execute_for(const Stmt& s, Scope& scope) {
     items = std::move(kept);
   }
   if (items.empty()) return execute(s.otherwise, scope);
-  auto* loop = heap.adopt(std::make_unique<LoopObject>(std::move(items), loop_depth_));
+  auto* loop = heap.adopt(std::make_unique<LoopObject>(std::move(items)));
   heap.charge_bytes(loop->items.size() * sizeof(Value));
-  loop_depth_++;
   for (size_t i = 0; i < loop->items.size(); i++) {
     heap.charge(1);
     loop->index0 = i;
@@ -167,7 +165,6 @@ Interpreter::Flow Interpreter::execute_for(const Stmt& s, Scope& scope) {
     assign_target(*s.target, loop->items[i], *inner);
     if (execute(s.body, *inner) == Flow::kBreak) break;
   }
-  loop_depth_--;
   return Flow::kNormal;
 }
 

@@ -104,7 +104,6 @@ class Interpreter {
   std::string* out_ = nullptr;
   int depth_ = 0;
   int line_ = 0;
-  int loop_depth_ = 0;
 };
 
 void set_name(Scope& scope, std::string_view name, Value value);

@@ -10,7 +10,7 @@ function(dg_cpu_isa name)
   # selects in the conversions then vectorise.
   target_compile_options(${target} PRIVATE -O3 -ffp-contract=fast -fno-trapping-math -fno-exceptions -fno-rtti
                          -fno-asynchronous-unwind-tables ${ARGN})
-  target_link_libraries(dg_backend_cpu PRIVATE $<TARGET_OBJECTS:${target}>)
+  target_sources(dg_backend_cpu PRIVATE $<TARGET_OBJECTS:${target}>)
   set_property(GLOBAL APPEND PROPERTY DG_CPU_ISA_TARGETS ${target})
 endfunction()
 

@@ -1,0 +1,58 @@
+#include "text/detokenizer.h"
+
+#include "text/decoder.h"
+#include "text/unicode.h"
+
+namespace dg {
+
+StreamDetokenizer::StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special) : tokenizer_(tokenizer), skip_special_(skip_special) {
+  const Decoder::Start start = tokenizer.decoder().start();
+  strip_content_ = start.content;
+  drops_blanks_ = start.drops_blanks;
+  separator_ = tokenizer.decoder().separator();
+  reset();
+}
+
+void StreamDetokenizer::reset() {
+  started_ = false;
+  strip_left_ = tokenizer_.decoder().start().count;
+  pending_.clear();
+}
+
+std::string StreamDetokenizer::push(int32_t id) {
+  if (tokenizer_.content(id).empty() || (skip_special_ && tokenizer_.is_special(id))) return {};
+  const std::string_view bytes = tokenizer_.token_bytes(id);
+  if (started_) {
+    pending_ += separator_;
+    pending_ += bytes;
+  } else {
+    append_first(bytes);
+  }
+  started_ = true;
+  const size_t complete = unicode::complete_prefix(pending_);
+  std::string_view ready = std::string_view(pending_).substr(0, complete);
+  while (strip_left_ > 0 && !ready.empty()) {
+    if (ready.substr(0, strip_content_.size()) != strip_content_) {
+      strip_left_ = 0;
+      break;
+    }
+    ready.remove_prefix(strip_content_.size());
+    strip_left_--;
+  }
+  std::string out = unicode::replace_invalid(ready);
+  pending_.erase(0, complete);
+  return out;
+}
+
+void StreamDetokenizer::append_first(std::string_view bytes) {
+  for (char c : bytes)
+    if (!drops_blanks_ || c != ' ') pending_ += c;
+}
+
+std::string StreamDetokenizer::finish() {
+  std::string out = unicode::replace_invalid(pending_);
+  reset();
+  return out;
+}
+
+}  // namespace dg
