@@ -1,21 +1,30 @@
 #include "base/cgroup.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
-#include "base/file.h"
-
 namespace dg {
+
+std::string read_system_file(const std::string& path) {
+  constexpr size_t kMaxBytes = 1 << 16;
+  std::string text;
+  int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return text;
+  text.resize(kMaxBytes);
+  size_t used = 0;
+  for (ssize_t n; used < kMaxBytes && (n = read(fd, text.data() + used, kMaxBytes - used)) > 0;) used += static_cast<size_t>(n);
+  close(fd);
+  text.resize(used);
+  return text;
+}
+
 namespace {
 
-constexpr size_t kMaxFileBytes = 1 << 16;
 constexpr int64_t kNoLimit = int64_t{1} << 60;  // v1 writes about 2^63 for "none"
-
-std::string read_text(const std::string& path) {
-  auto text = read_file(path, kMaxFileBytes);
-  return text.ok() ? std::move(text).value() : std::string();
-}
 
 // First number of `text`, or -1 ("max", empty, garbage).
 int64_t first_number(const std::string& text) {
@@ -45,23 +54,23 @@ void take_memory(CgroupLimits& limits, int64_t limit, int64_t used, int64_t recl
 }
 
 void read_v2(CgroupLimits& limits, const std::string& folder) {
-  std::string quota = read_text(folder + "/cpu.max");
+  std::string quota = read_system_file(folder + "/cpu.max");
   size_t space = quota.find(' ');
   if (space != std::string::npos)
     take_cpus(limits, static_cast<double>(first_number(quota)), static_cast<double>(first_number(quota.substr(space + 1))));
-  take_memory(limits, first_number(read_text(folder + "/memory.max")), first_number(read_text(folder + "/memory.current")),
-              keyed_number(read_text(folder + "/memory.stat"), "inactive_file"));
+  take_memory(limits, first_number(read_system_file(folder + "/memory.max")), first_number(read_system_file(folder + "/memory.current")),
+              keyed_number(read_system_file(folder + "/memory.stat"), "inactive_file"));
 }
 
 void read_v1_cpu(CgroupLimits& limits, const std::string& folder) {
-  take_cpus(limits, static_cast<double>(first_number(read_text(folder + "/cpu.cfs_quota_us"))),
-            static_cast<double>(first_number(read_text(folder + "/cpu.cfs_period_us"))));
+  take_cpus(limits, static_cast<double>(first_number(read_system_file(folder + "/cpu.cfs_quota_us"))),
+            static_cast<double>(first_number(read_system_file(folder + "/cpu.cfs_period_us"))));
 }
 
 void read_v1_memory(CgroupLimits& limits, const std::string& folder) {
-  take_memory(limits, first_number(read_text(folder + "/memory.limit_in_bytes")),
-              first_number(read_text(folder + "/memory.usage_in_bytes")),
-              keyed_number(read_text(folder + "/memory.stat"), "total_inactive_file"));
+  take_memory(limits, first_number(read_system_file(folder + "/memory.limit_in_bytes")),
+              first_number(read_system_file(folder + "/memory.usage_in_bytes")),
+              keyed_number(read_system_file(folder + "/memory.stat"), "total_inactive_file"));
 }
 
 // Calls `read` for base + path and every ancestor of it down to base.
@@ -91,7 +100,7 @@ bool lists_controller(std::string_view controllers, std::string_view name) {
 CgroupLimits read_cgroup_limits(const std::string& root) {
   CgroupLimits limits;
   const std::string mount = root + "/sys/fs/cgroup";
-  std::string groups = read_text(root + "/proc/self/cgroup");
+  std::string groups = read_system_file(root + "/proc/self/cgroup");
   for (size_t begin = 0; begin < groups.size();) {  // lines "id:controllers:path"
     size_t end = std::min(groups.find('\n', begin), groups.size());
     std::string line = groups.substr(begin, end - begin);

@@ -15,4 +15,8 @@ struct CgroupLimits {
 // `root` is prepended to /proc and /sys paths (tests use a folder of their own).
 CgroupLimits read_cgroup_limits(const std::string& root = "");
 
+// Content of a small file under /proc or /sys; empty when it cannot be read. Such files state a size of 0 or of a page,
+// so they are read to their end (at most 64 KiB).
+std::string read_system_file(const std::string& path);
+
 }  // namespace dg

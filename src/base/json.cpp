@@ -2,39 +2,47 @@
 
 #include <fmt/core.h>
 
+#include <type_traits>
+#include <vector>
+
 #include "base/file.h"
 
 namespace dg {
 namespace {
 
-// Depth of nesting found by one linear scan, so that a hostile document is refused before any parser recursion or
-// allocation. Returns the byte offset where `max_depth` is exceeded, or npos.
-size_t find_too_deep(std::string_view text, int max_depth) {
-  int depth = 0;
+// Checks the limits by one linear scan, so that a hostile document is refused before any parser recursion or allocation.
+// Returns "" or what is wrong.
+std::string check_limits(std::string_view text, const JsonLimits& limits, bool limit_members) {
+  std::vector<int> members;  // values seen so far at each open level; -1: an array
   bool in_string = false;
   for (size_t i = 0; i < text.size(); i++) {
     char c = text[i];
+    if (c == '\0') return fmt::format("NUL byte at byte {}", i);
     if (in_string) {
       if (c == '\\') i++;
       else if (c == '"') in_string = false;
     } else if (c == '"') {
       in_string = true;
     } else if (c == '{' || c == '[') {
-      if (++depth > max_depth) return i;
+      if (static_cast<int>(members.size()) == limits.max_depth)
+        return fmt::format("JSON nested deeper than {} levels at byte {}", limits.max_depth, i);
+      members.push_back(c == '{' ? 0 : -1);
     } else if (c == '}' || c == ']') {
-      depth--;
+      if (!members.empty()) members.pop_back();
+    } else if (c == ':' && limit_members && !members.empty() && members.back() >= 0) {
+      if (++members.back() > limits.max_members)
+        return fmt::format("a JSON object with more than {} members at byte {}", limits.max_members, i);
     }
   }
-  return std::string_view::npos;
+  return "";
 }
 
 template <class J>
 Result<J> parse_any(std::string_view text, std::string_view origin, JsonLimits limits) {
   if (text.size() > limits.max_bytes)
     return input_error(fmt::format("{}: {} bytes of JSON, at most {} are accepted", origin, text.size(), limits.max_bytes));
-  size_t deep = find_too_deep(text, limits.max_depth);
-  if (deep != std::string_view::npos)
-    return input_error(fmt::format("{}: JSON nested deeper than {} levels at byte {}", origin, limits.max_depth, deep));
+  std::string wrong = check_limits(text, limits, std::is_same_v<J, Json>);
+  if (!wrong.empty()) return input_error(fmt::format("{}: {}", origin, wrong));
   try {
     return J::parse(text.begin(), text.end());
   } catch (const nlohmann::json::parse_error& e) {

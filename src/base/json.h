@@ -17,6 +17,9 @@ namespace dg {
 struct JsonLimits {
   size_t max_bytes = size_t{64} << 20;
   int max_depth = 64;
+  // Members of one object. `Json` searches them one after the other, so a large object costs quadratic time; SortedJson
+  // ignores this limit.
+  int max_members = 2048;
 };
 
 // Parses `text`. On failure the message names `origin` (a file or field), the byte offset and the reason.

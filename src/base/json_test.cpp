@@ -38,6 +38,22 @@ TEST(Json, NamesOriginAndReason) {
   EXPECT_EQ(parsed.error().message.find('\n'), std::string::npos);
 }
 
+TEST(Json, RefusesHugeObjectsThatWouldTakeQuadraticTime) {
+  std::string text = "{";
+  for (int i = 0; i < 3000; i++) text += "\"" + std::to_string(i) + "\":[],";
+  text.back() = '}';
+  auto ordered = parse_json(text, "body");
+  ASSERT_FALSE(ordered.ok());
+  EXPECT_EQ(ordered.error().message.find("body: a JSON object with more than 2048 members at byte "), 0u);
+  EXPECT_TRUE(parse_sorted_json(text, "body").ok());
+}
+
+TEST(Json, RefusesNulBytes) {
+  auto parsed = parse_json(std::string("{}\0x", 4), "body");
+  ASSERT_FALSE(parsed.ok());
+  EXPECT_EQ(parsed.error().message, "body: NUL byte at byte 2");
+}
+
 TEST(Json, RefusesBadUtf8) { EXPECT_FALSE(parse_json("{\"a\":\"\xff\xfe\"}", "x").ok()); }
 
 }  // namespace

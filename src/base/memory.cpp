@@ -10,7 +10,6 @@
 #include <utility>
 
 #include "base/cgroup.h"
-#include "base/file.h"
 
 namespace dg {
 namespace {
@@ -26,11 +25,9 @@ int64_t meminfo_bytes(const std::string& text, const char* key) {
 
 MemoryInfo read_memory_info(const std::string& root) {
   MemoryInfo info;
-  auto text = read_file(root + "/proc/meminfo", 1 << 16);
-  if (text.ok()) {
-    info.total_bytes = meminfo_bytes(*text, "MemTotal:");
-    info.available_bytes = meminfo_bytes(*text, "MemAvailable:");
-  }
+  const std::string text = read_system_file(root + "/proc/meminfo");
+  info.total_bytes = meminfo_bytes(text, "MemTotal:");
+  info.available_bytes = meminfo_bytes(text, "MemAvailable:");
   CgroupLimits limits = read_cgroup_limits(root);
   if (limits.memory_bytes >= 0 && (info.total_bytes == 0 || limits.memory_bytes < info.total_bytes)) info.total_bytes = limits.memory_bytes;
   if (limits.memory_free_bytes >= 0 && (info.available_bytes == 0 || limits.memory_free_bytes < info.available_bytes)) {

@@ -21,12 +21,6 @@ namespace dg {
 namespace {
 
 constexpr int kMaxCpus = 65536;
-constexpr size_t kMaxSysFileBytes = 1 << 16;
-
-std::string read_sys(const std::string& path) {
-  auto text = read_file(path, kMaxSysFileBytes);
-  return text.ok() ? std::move(text).value() : std::string();
-}
 
 // "2048K" -> bytes.
 int64_t parse_cache_size(const std::string& text) {
@@ -171,16 +165,16 @@ std::string Topology::summary() const {
 
 Result<Topology> Topology::from_sysfs(const std::string& root, const std::vector<int>& allowed) {
   const std::string base = root + "/devices/system/cpu";
-  std::vector<int> cpus = parse_cpu_list(read_sys(base + "/online"));
+  std::vector<int> cpus = parse_cpu_list(read_system_file(base + "/online"));
   if (cpus.empty()) return io_error(fmt::format("{}/online: no list of processors there; expected one like 0-7", base));
   Topology t;
   t.source = "sysfs";
   std::map<int, int> node_of_cpu;
-  for (int id : parse_cpu_list(read_sys(root + "/devices/system/node/online"))) {
-    for (int cpu : parse_cpu_list(read_sys(fmt::format("{}/devices/system/node/node{}/cpulist", root, id))))
+  for (int id : parse_cpu_list(read_system_file(root + "/devices/system/node/online"))) {
+    for (int cpu : parse_cpu_list(read_system_file(fmt::format("{}/devices/system/node/node{}/cpulist", root, id))))
       node_of_cpu.emplace(cpu, static_cast<int>(t.nodes.size()));
     NumaNode node{id, 0, 0};
-    std::string info = read_sys(fmt::format("{}/devices/system/node/node{}/meminfo", root, id));
+    std::string info = read_system_file(fmt::format("{}/devices/system/node/node{}/meminfo", root, id));
     if (size_t at = info.find("MemTotal:"); at != std::string::npos) node.memory_bytes = std::atoll(info.c_str() + at + 9) << 10;
     t.nodes.push_back(node);
   }
@@ -189,9 +183,9 @@ Result<Topology> Topology::from_sysfs(const std::string& root, const std::vector
   for (int cpu : cpus) {
     if (!allowed.empty() && !std::binary_search(allowed.begin(), allowed.end(), cpu)) continue;
     std::string folder = fmt::format("{}/cpu{}", base, cpu);
-    std::string core_text = read_sys(folder + "/topology/core_id");
+    std::string core_text = read_system_file(folder + "/topology/core_id");
     // Without a core id each hardware thread stands for a core of its own; negative keys cannot collide with real ids.
-    std::pair<int, int> key = {std::atoi(read_sys(folder + "/topology/physical_package_id").c_str()),
+    std::pair<int, int> key = {std::atoi(read_system_file(folder + "/topology/physical_package_id").c_str()),
                                core_text.empty() ? -1 - cpu : std::atoi(core_text.c_str())};
     auto [it, fresh] = core_index.emplace(key, t.cores.size());
     if (fresh) {
@@ -202,8 +196,8 @@ Result<Topology> Topology::from_sysfs(const std::string& root, const std::vector
     t.cores[it->second].cpus.push_back(cpu);
     for (int i = 0; fresh && t.cores.size() == 1 && i < 8; i++) {
       std::string cache = fmt::format("{}/cache/index{}", folder, i);
-      std::string cache_level = read_sys(cache + "/level");
-      int64_t bytes = parse_cache_size(read_sys(cache + "/size"));
+      std::string cache_level = read_system_file(cache + "/level");
+      int64_t bytes = parse_cache_size(read_system_file(cache + "/size"));
       if (cache_level[0] == '2') t.l2_bytes = bytes;
       if (cache_level[0] == '3') t.l3_bytes = bytes;
     }

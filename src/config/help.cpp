@@ -73,7 +73,7 @@ std::string cell(std::string_view text) {
 std::string range_cell(const OptionRow& row) {
   if (*row.choices) return choices_text(row);
   if (row.type != OptionType::kInteger && row.type != OptionType::kNumber) return "";
-  auto bound = [](double value) { return fmt::format("{:.15g}", value); };
+  auto bound = [](double value) { return fmt::format("{:.16g}", value); };
   if (std::isinf(row.low) && std::isinf(row.high)) return "";
   return bound(row.low) + " … " + (std::isinf(row.high) ? "" : bound(row.high));
 }

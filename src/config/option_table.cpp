@@ -181,7 +181,7 @@ constexpr CommandRow kCommands[] = {
      .details = "Runs the model's forward on the dry backend."},
     {.name = "version", .arguments = "", .min_arguments = 0, .max_arguments = 0,
      .summary = "version, compiler, weight formats and architectures",
-     .details = "--json prints one object: version, compiler, target, architectures, formats, chat_formats."},
+     .details = "--json prints one object: version, compiler, target, instruction_sets, architectures, formats, chat_formats."},
 };
 
 }  // namespace

@@ -21,7 +21,7 @@ std::vector<std::string> split(std::string_view text, char separator) {
   return words;
 }
 
-std::string plain(double value) { return fmt::format("{:.15g}", value); }
+std::string plain(double value) { return fmt::format("{:.16g}", value); }
 
 std::string range_text(const OptionRow& row) {
   std::string kind = row.type == OptionType::kInteger ? "an integer" : "a number";
@@ -78,7 +78,7 @@ Error unknown_option(const CommandRow& command, std::string_view word) {
   std::string advice = fmt::format("`dougong {} --help` lists the options", command.name);
   if (!elsewhere.empty()) advice = fmt::format("it belongs to: {}", elsewhere);
   else if (std::string near = nearest_word(with_dashes(word), known); !near.empty()) advice = fmt::format("did you mean {}?", near);
-  return input_error(fmt::format("unknown option {}; {}", quoted(word), advice));
+  return input_error(fmt::format("unknown option {}; {}", in_quotes(word), advice));
 }
 
 bool looks_like_option(std::string_view word) {
@@ -94,7 +94,7 @@ bool parse_number(std::string_view text, T* out) {
 
 }  // namespace
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string out = "\"";
   for (char c : text.substr(0, 200)) {
     auto byte = static_cast<unsigned char>(c);
@@ -155,7 +155,7 @@ Environment process_environment() {
 Result<void> Options::set(const OptionRow& row, std::string_view value, std::string_view where, bool from_user) {
   Value& to = values_[row.name];
   auto wrong = [&](std::string_view expected) {
-    return input_error(fmt::format("{}: expected {}, found {}", where, expected, quoted(value)));
+    return input_error(fmt::format("{}: expected {}, found {}", where, expected, in_quotes(value)));
   };
   to.given = to.given || from_user;
   switch (row.type) {
@@ -219,7 +219,7 @@ Result<Options> parse_options(const CommandRow& command, std::span<const std::st
     const OptionRow& row = *match.row;
     if (row.type == OptionType::kFlag) {
       if (match.negated && equals != std::string::npos)
-        return input_error(fmt::format("{}: expected no value, found {}", word, quoted(arg.substr(equals + 1))));
+        return input_error(fmt::format("{}: expected no value, found {}", word, in_quotes(arg.substr(equals + 1))));
       DG_TRY(options.set(row, match.negated ? "false" : equals == std::string::npos ? "true" : arg.substr(equals + 1), word, true));
       continue;
     }
@@ -230,7 +230,7 @@ Result<Options> parse_options(const CommandRow& command, std::span<const std::st
     // A value may begin with a dash (a negative number, a text), but not be an option of this command.
     if (i + 1 >= args.size() || (looks_like_option(args[i + 1]) && find_row(command, args[i + 1].substr(0, args[i + 1].find('='))).row)) {
       return input_error(fmt::format("{}: expected a value ({}), found {}", word, row.value,
-                                     i + 1 < args.size() ? quoted(args[i + 1]) + fmt::format("; write {}=... if that is the value", word)
+                                     i + 1 < args.size() ? in_quotes(args[i + 1]) + fmt::format("; write {}=... if that is the value", word)
                                                          : std::string("the end of the command line")));
     }
     DG_TRY(options.set(row, args[++i], word, true));
@@ -244,10 +244,10 @@ Result<Options> parse_options(const CommandRow& command, std::span<const std::st
   auto count = static_cast<int>(options.arguments_.size());
   if (count < command.min_arguments)
     return input_error(fmt::format("expected {}, found {}; usage: dougong {} {} [options]", command.arguments,
-                                   count == 0 ? "no argument" : quoted(options.arguments_.back()), command.name, command.arguments));
+                                   count == 0 ? "no argument" : in_quotes(options.arguments_.back()), command.name, command.arguments));
   if (command.max_arguments >= 0 && count > command.max_arguments)
     return input_error(fmt::format("unexpected argument {}; usage: dougong {}{}{} [options]",
-                                   quoted(options.arguments_[static_cast<size_t>(command.max_arguments)]), command.name,
+                                   in_quotes(options.arguments_[static_cast<size_t>(command.max_arguments)]), command.name,
                                    *command.arguments ? " " : "", command.arguments));
   return options;
 }

@@ -61,6 +61,7 @@ class Options {
   const CommandRow& command() const { return *command_; }
   const std::vector<std::string>& arguments() const { return arguments_; }  // without the options
 
+  bool has(std::string_view name) const { return values_.contains(name); }  // whether the command has this option
   bool given(std::string_view name) const;  // by the command line or the environment
   bool flag(std::string_view name) const;   // false without a value
   int64_t integer(std::string_view name) const;
@@ -103,6 +104,6 @@ std::string options_markdown();
 // The known word nearest to a mistyped one, or "" when none is near.
 std::string nearest_word(std::string_view word, const std::vector<std::string>& known);
 // `text` in double quotes on one line, for messages.
-std::string quoted(std::string_view text);
+std::string in_quotes(std::string_view text);
 
 }  // namespace dg

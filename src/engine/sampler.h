@@ -42,8 +42,8 @@ double uniform_draw(uint64_t seed, uint64_t position);
 // Owns scratch for one row; one thread.
 class Sampler {
  public:
-  // `position` counts the tokens of the sequence so far. Returns -1 when no logit is a finite number or +inf wins nothing
-  // sensible (NaN everywhere): the model is broken, the caller reports it. NaN logits never win.
+  // `position` counts the tokens of the sequence so far. NaN never wins; -1 when every logit is NaN or -inf: the model is
+  // broken, and the caller reports it.
   int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history, uint64_t position);
 
  private:

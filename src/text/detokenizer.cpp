@@ -5,11 +5,11 @@
 
 namespace dg {
 
-StreamDetokenizer::StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special) : tokenizer_(tokenizer), skip_special_(skip_special) {
+StreamDetokenizer::StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special)
+    : tokenizer_(tokenizer), skip_special_(skip_special), separator_(tokenizer.decoder().separator()) {
   const Decoder::Start start = tokenizer.decoder().start();
   strip_content_ = start.content;
   drops_blanks_ = start.drops_blanks;
-  separator_ = tokenizer.decoder().separator();
   reset();
 }
 

@@ -64,7 +64,7 @@ class Dumper {
       case Kind::kNone: out += "null"; break;
       case Kind::kBool: out += value.as_bool() ? "true" : "false"; break;
       case Kind::kInt: out += std::to_string(value.as_integer()); break;
-      case Kind::kFloat: out += number(value.as_real()); break;
+      case Kind::kFloat: out += value.written() ? *value.written() : number(value.as_real()); break;
       case Kind::kString: append_string(value.text(), style_.ensure_ascii, out); break;
       case Kind::kList:
       case Kind::kTuple: return list(value, depth);

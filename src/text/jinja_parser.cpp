@@ -232,7 +232,8 @@ ExprPtr Parser::parse_target(bool attributes) {
       if (std::find(std::begin(kReserved), std::end(kReserved), target->name) != std::end(kReserved))
         fail(fmt::format("cannot assign to '{}'", target->name));
       if (attributes && skip_operator(".")) {
-        auto attribute = combine(ExprKind::kAttribute, target->line, std::move(target));
+        int line = target->line;
+        auto attribute = combine(ExprKind::kAttribute, line, std::move(target));
         attribute->name = expect_name("the name of an attribute");
         target = std::move(attribute);
       }

@@ -48,6 +48,11 @@ Value Value::real(double d) {
   v.real_ = d;
   return v;
 }
+Value Value::large_integer(uint64_t i) {
+  Value v = real(static_cast<double>(i));
+  v.text_ = std::make_shared<const std::string>(std::to_string(i));
+  return v;
+}
 Value Value::string(std::string s) {
   Value v(Kind::kString);
   v.text_ = std::make_shared<const std::string>(std::move(s));
@@ -107,7 +112,7 @@ Value Heap::from_json(const Json& json, int depth) {
     case Json::value_t::number_integer: return Value::integer(json.get<int64_t>());
     case Json::value_t::number_unsigned: {
       auto u = json.get<uint64_t>();
-      return u <= static_cast<uint64_t>(INT64_MAX) ? Value::integer(static_cast<int64_t>(u)) : Value::real(static_cast<double>(u));
+      return u <= static_cast<uint64_t>(INT64_MAX) ? Value::integer(static_cast<int64_t>(u)) : Value::large_integer(u);
     }
     case Json::value_t::number_float: return Value::real(json.get<double>());
     case Json::value_t::string: return Value::string(json.get_ref<const std::string&>());
@@ -267,7 +272,7 @@ void append_repr(Heap& heap, const Value& value, std::string& out, int depth) {
     case Kind::kNone: out += "None"; break;
     case Kind::kBool: out += value.as_bool() ? "True" : "False"; break;
     case Kind::kInt: out += std::to_string(value.as_integer()); break;
-    case Kind::kFloat: out += real_text(value.as_real()); break;
+    case Kind::kFloat: out += value.written() ? *value.written() : real_text(value.as_real()); break;
     case Kind::kString: out += python_repr(value.text()); break;
     case Kind::kList:
     case Kind::kTuple: {

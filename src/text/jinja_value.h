@@ -50,6 +50,7 @@ class Value {
   static Value boolean(bool b);
   static Value integer(int64_t i);
   static Value real(double d);
+  static Value large_integer(uint64_t i);  // beyond int64: a float that prints all its digits
   static Value string(std::string s);
   static Value list(List* list, Kind kind = Kind::kList);
   static Value dict(Dict* dict, Kind kind = Kind::kDict);
@@ -69,6 +70,7 @@ class Value {
   int64_t as_integer() const { return integer_; }  // kInt and kBool
   double as_real() const { return kind_ == Kind::kFloat ? real_ : static_cast<double>(integer_); }
   const std::string& text() const { return *text_; }  // kString; kUndefined: the hint
+  const std::string* written() const { return text_.get(); }  // kFloat: the digits of a large_integer, else null
   std::vector<Value>& items() const;                  // kList, kTuple
   Dict& dict() const { return *dict_; }               // kDict, kNamespace
   Object* object() const { return object_; }          // kObject

@@ -100,7 +100,8 @@ Result<void> PreTokenizer::append(const JsonField& field, int depth) {
     DG_ASSIGN(Behavior behavior, behavior_of(field, "Isolated"));
     return append_split("[!-/:-@\\[-`{-~\\p{P}]", behavior, false);
   }
-  if (type == "Whitespace") return append_split("\\w+|[^\\w\\s]+", Behavior::kRemoved, true);
+  // \w of Rust's regex crate has the two joiners, too
+  if (type == "Whitespace") return append_split("[\\w\\x{200c}\\x{200d}]+|[^\\w\\s\\x{200c}\\x{200d}]+", Behavior::kRemoved, true);
   if (type == "WhitespaceSplit") return append_split("\\s", Behavior::kRemoved, false);
   return field.unsupported("pre-tokenizer " + type, "Sequence, Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit");
 }

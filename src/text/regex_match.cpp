@@ -82,11 +82,11 @@ inline const char* run_on(const RegexProgram& program, uint64_t bit, const char*
   return p;
 }
 
-bool word_at(const char* p, const char* end) { return p < end && unicode::is_word(take(p, end)); }
+bool word_at(const char* p, const char* end) { return p < end && unicode::is_lone_word(take(p, end)); }
 bool word_before(const char* p, const char* begin, const char* end) {
   if (p <= begin) return false;
   const char* q = step_back(p, begin);
-  return unicode::is_word(take(q, end));
+  return unicode::is_lone_word(take(q, end));
 }
 
 bool holds(Assertion assertion, const char* p, const char* begin, const char* end) {

@@ -230,6 +230,12 @@ class Parser {
       case 'z': at_++; return add_assertion(Assertion::kTextEnd);
       case 'Z': at_++; return add_assertion(Assertion::kTextEndOrNewline);
       case 'R': at_++; return line_break();
+      case 'w':
+      case 'W': {
+        at_++;
+        Ranges word = unicode::lone_word();
+        return add_set(pattern_[at_ - 1] == 'w' ? std::move(word) : unicode::complement(word));
+      }
       default: break;
     }
     at_ = start;

@@ -180,6 +180,16 @@ bool is_word(char32_t c) {
   return (k >= Category::kLu && k <= Category::kNd) || k == Category::kPc || in_pairs(data::kOtherWord, data::kOtherWordSize, c);
 }
 
+constexpr std::array<char32_t, 6> kLatinNumbers = {0xb2, 0xb3, 0xb9, 0xbc, 0xbd, 0xbe};
+bool is_lone_word(char32_t c) { return is_word(c) || std::find(kLatinNumbers.begin(), kLatinNumbers.end(), c) != kLatinNumbers.end(); }
+
+Ranges lone_word() {
+  Ranges out = word();
+  for (char32_t c : kLatinNumbers) out.push_back({c, c});
+  tidy(out);
+  return out;
+}
+
 std::optional<Ranges> property(std::string_view name) {
   std::string key;
   for (char c : name) {

@@ -33,11 +33,16 @@ Category category(char32_t c);
 bool is_white_space(char32_t c);
 bool is_word(char32_t c);  // \w: Alphabetic, marks, decimal digits, connector punctuation
 bool is_mark(char32_t c);
+// \w outside a bracket class and \b in Oniguruma: as is_word, plus the superscripts and fractions of Latin-1, for which it
+// asks an ISO 8859-1 table.
+bool is_lone_word(char32_t c);
 
 // Ranges of a property as in \p{...}: general categories ("L", "Lu", "Letter", "Uppercase_Letter"), scripts ("Han"),
 // "Any", "Assigned", "ASCII", "White_Space"/"Space", "Word", "Digit" and the POSIX bracket names. Case, '_', '-' and
 // blanks in the name do not matter. nullopt: unknown.
 std::optional<Ranges> property(std::string_view name);
+
+Ranges lone_word();
 
 char32_t fold_case(char32_t c);           // simple case folding
 const std::vector<char32_t>& case_variants(char32_t c);  // all that fold to the same, c included; empty: only c itself

@@ -39,7 +39,7 @@ TEST(JinjaVectors, Snippets) {
   Json variables = load("snippet_variables.json"), vectors = load("vectors/snippets.json");
   ASSERT_GE(vectors.size(), 150u);
   for (auto& vector : vectors) {
-    SCOPED_TRACE(vector["template"].get<std::string>()); fprintf(stderr,"%s\n", vector["template"].get<std::string>().c_str());
+    SCOPED_TRACE(vector["template"].get<std::string>());
     expect_vector(vector, render(vector["template"], variables));
   }
 }

@@ -23,8 +23,27 @@ Cost DryBackend::total() const {
   return sum;
 }
 
-#define DG_DRY_OP(method, Op) \
-  void DryBackend::method(const Op& op) { count(#method, op); }
+namespace {
+struct ScratchNeed {
+  Arena* arena = nullptr;
+  size_t bytes = 0;
+};
+template <class Op>
+ScratchNeed scratch_of(const Op&) {
+  return {};
+}
+ScratchNeed scratch_of(const LinearGlu& op) { return {op.scratch, linear_glu_scratch_bytes(op)}; }
+ScratchNeed scratch_of(const Attention& op) { return {op.scratch, attention_scratch_bytes(op)}; }
+ScratchNeed scratch_of(const MlaAttention& op) { return {op.scratch, mla_attention_scratch_bytes(op)}; }
+ScratchNeed scratch_of(const MoeExperts& op) { return {op.scratch, moe_experts_scratch_bytes(op)}; }
+}  // namespace
+
+#define DG_DRY_OP(method, Op)                                        \
+  void DryBackend::method(const Op& op) {                            \
+    count(#method, op);                                              \
+    auto need = scratch_of(op);                                      \
+    if (need.arena) touch_scratch(need.arena, need.bytes);           \
+  }
 DG_OPS(DG_DRY_OP)
 #undef DG_DRY_OP
 

@@ -5,6 +5,7 @@
 
 #include "device/backend.h"
 #include "device/cost.h"
+#include "device/scratch.h"
 
 namespace dg {
 
@@ -35,6 +36,11 @@ class DryBackend : public Backend {
     OpTotal& total = by_op_[name];
     total.calls++;
     total.cost += cost_of(op);
+  }
+  // Takes from the op's arena what an executing backend would, so that the arena's peak is the real one.
+  static void touch_scratch(Arena* scratch, size_t bytes) {
+    Arena::Scope scope(*scratch);
+    if (bytes > 0) scratch->alloc({static_cast<int64_t>((bytes + 3) / 4)});
   }
 
   std::map<std::string, OpTotal> by_op_;

@@ -2,25 +2,14 @@
 // DG_ISA_NAME ("avx2"); isa.cmake lists them. Nothing here may have external linkage except the table.
 #include "backends/cpu/kernels/kernels.h"
 
+#include "backends/cpu/kernels/decode.h"
 #include "backends/cpu/kernels/flash.h"
 #include "backends/cpu/kernels/matmul.h"
 #include "backends/cpu/kernels/rows.h"
-#include "quant/bf16.h"
-#include "quant/f16.h"
-#include "quant/f32.h"
-#include "quant/fp8_block.h"
-#include "quant/int4_group.h"
-#include "quant/int8_channel.h"
-#include "quant/q8_0.h"
 
 namespace dg {
 namespace DG_ISA_NAMESPACE {
 namespace {
-
-constexpr Decoder kDecoders[] = {
-    {"f32", f32_decode},   {"bf16", bf16_decode},        {"f16", f16_decode},        {"fp8_block", fp8_block_decode},
-    {"q8_0", q8_0_decode}, {"int8", int8_channel_decode}, {"int4", int4_group_decode},
-};
 
 void attention(const AttentionTask& a) {
   const int64_t heads = a.head_end - a.head_begin, pairs = (a.row_end - a.row_begin) * heads;

@@ -1,7 +1,7 @@
 // The boundary between the CPU backend (portable code) and the kernels, which are compiled once per instruction set from
 // one source (kernels.cpp). Only plain data crosses it: the kernel files include no C++ library header and define nothing
 // with external linkage but one KernelTable, so that no AVX-512 copy of a shared inline function can end up in the
-// portable path (tests/ops/isa_leak_test.sh looks at the objects).
+// portable path (tests/ops/isa_leak.sh looks at the objects).
 //
 // A later family (AMX, AVX-512 VNNI, SVE2, RVV) is one more translation unit whose table starts from a family's entries
 // and replaces those it does better.
@@ -138,7 +138,7 @@ struct KernelTable {
 static inline constexpr int64_t pad16(int64_t n) { return (n + 15) / 16 * 16; }
 // Tokens that share one pass over a block of rows: their x should stay in L2.
 static inline constexpr int64_t matmul_token_block(int64_t in) {
-  int64_t fit = (int64_t{1} << 18) / (in > 0 ? in : 1) / 3 * 3;
+  int64_t fit = (int64_t{3} << 17) / (in > 0 ? in : 1) / 3 * 3;  // 1.5 MiB of x
   return fit < 24 ? 24 : fit > kMatmulMaxTokens ? kMatmulMaxTokens : fit;
 }
 static inline constexpr int64_t matmul_scratch_floats(int64_t tokens, int64_t in, bool gated) {

@@ -95,7 +95,10 @@ void dot_rows(const Matrix& m, int64_t row, int rows, const DotScratch& s, int64
 }
 
 void matmul(const MatmulArgs& a, int64_t begin, int64_t end) {
-  const int64_t in = a.w.weight->in, block = matmul_token_block(in) < a.tokens ? matmul_token_block(in) : a.tokens;
+  const int64_t in = a.w.weight->in, most = matmul_token_block(in);
+  const int64_t blocks = (a.tokens + most - 1) / most;
+  if (blocks == 0) return;
+  const int64_t block = (a.tokens + blocks - 1) / blocks;  // equal shares: a last block of one token would cost a whole decode
   DotScratch s;
   s.decoded = a.scratch;
   s.tails = s.decoded + kMatmulRows * kMatmulDepth;

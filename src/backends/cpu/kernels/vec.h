@@ -84,7 +84,11 @@ inline vf exp_vector(vf x) {
   return x < low ? vf{} : e;
 }
 
-inline vf silu_vector(vf x) { return x / (1.0f + exp_vector(-x)); }
+// x / (1 + e^-x); below -88.3, where the exponential saturates, the value is smaller than 1e-36: 0.
+inline vf silu_vector(vf x) {
+  vf value = x / (1.0f + exp_vector(-x));
+  return x < -88.3f ? vf{} : value;
+}
 
 }  // namespace
 }  // namespace dg::DG_ISA_NAMESPACE

@@ -1,0 +1,236 @@
+// attention and mla_attention: cache types, block sizes, grouped heads, prefill and decode mixed; chunked = whole.
+#include <cmath>
+
+#include "device/scratch.h"
+#include "ops_table.h"
+
+namespace dg::ops_table {
+namespace {
+
+using Param = std::tuple<std::string, Dtype, int>;  // instruction set, cache type, block_tokens
+
+class AttentionTest : public ::testing::TestWithParam<Param> {
+ protected:
+  std::string isa() const { return std::get<0>(GetParam()); }
+  Dtype dtype() const { return std::get<1>(GetParam()); }
+  int block_tokens() const { return std::get<2>(GetParam()); }
+};
+
+std::string param_name(const ::testing::TestParamInfo<Param>& info) {
+  return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_block" + std::to_string(std::get<2>(info.param));
+}
+
+struct Part {
+  int q_len, kv_len;
+  bool decode;
+};
+
+// A score is a sum of dim products (relative error about sqrt(dim) eps); an error d in a score changes its softmax weight
+// by the factor e^d, and the weighted sum of up to kv_len values rounds like sqrt(kv_len).
+double attention_tolerance(double dim, double q_norm, double k_norm, double scale, double kv_len, double v_largest) {
+  const double score = q_norm * k_norm * scale;
+  return (8 * kEps * std::sqrt(dim) * score + 8 * kEps * score + 4 * kEps * std::sqrt(kv_len) + 16 * kEps) * v_largest;
+}
+
+struct GqaCase {
+  int heads, kv_heads, dim;
+};
+constexpr GqaCase kGqa[] = {{4, 4, 16}, {6, 2, 20}, {14, 2, 64}, {3, 1, 7}, {8, 1, 128}, {70, 1, 24}};
+
+TEST_P(AttentionTest, GroupedHeadsAreTheReference) {
+  DG_TRACE_SEED();
+  Random random(11);
+  const std::vector<Part> parts = {{1, 1, true}, {1, 65, true}, {9, 9, false}, {70, 131, false}, {1, 200, true}, {3, 64, false}};
+  for (GqaCase c : kGqa) {
+    Cache k(dtype(), block_tokens(), c.kv_heads * c.dim), v(dtype(), block_tokens(), c.kv_heads * c.dim, 4);
+    int tokens = 0;
+    for (const Part& p : parts) k.add_sequence(p.kv_len, random), v.add_sequence(p.kv_len, random), tokens += p.q_len;
+    k.finish(random), v.finish_like(k);
+    std::vector<SequenceSlice> slices;
+    int begin = 0;
+    for (size_t i = 0; i < parts.size(); i++) {
+      slices.push_back({begin, parts[i].q_len, parts[i].kv_len, k.blocks(i), parts[i].decode});
+      begin += parts[i].q_len;
+    }
+    Buffer q({tokens, c.heads, c.dim}), expected({tokens, c.heads, c.dim}), actual({tokens, c.heads, c.dim}, 7);
+    q.randomise(random);
+    Attention op{.out = expected.view, .q = q.view, .k_cache = k.view(), .v_cache = v.view(), .sequences = slices,
+                 .kv_heads = c.kv_heads, .scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), .scratch = nullptr};
+    Scratch scratch(attention_scratch_bytes(op));
+    op.scratch = &scratch.arena;
+    reference().attention(op);
+    op.out = actual.view;
+    cpu(isa()).attention(op);
+    const double tolerance = attention_tolerance(c.dim, 2 * std::sqrt(c.dim), k.largest_row_norm(), op.scale, 200, v.largest());
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t i = 0; i < c.heads * c.dim; i++)
+        ASSERT_NEAR(actual.at(t, i), expected.at(t, i), tolerance) << c.heads << " heads of " << c.dim << ", token " << t << " at " << i;
+    actual.expect_gaps_untouched();
+    Buffer again({tokens, c.heads, c.dim});
+    op.out = again.view;
+    cpu(isa(), 3).attention(op);
+    EXPECT_TRUE(same_rows(again, actual)) << "3 threads";
+  }
+}
+
+// Chunks of every kind, and rows computed beside other sequences: the same bits as the whole prefill alone.
+TEST_P(AttentionTest, ChunkedPrefillIsWholePrefill) {
+  DG_TRACE_SEED();
+  Random random(12);
+  constexpr int kTokens = 150;
+  for (GqaCase c : {GqaCase{6, 2, 20}, GqaCase{4, 4, 64}}) {
+    Cache k(dtype(), block_tokens(), c.kv_heads * c.dim), v(dtype(), block_tokens(), c.kv_heads * c.dim);
+    for (int length : {kTokens, 77}) k.add_sequence(length, random), v.add_sequence(length, random);
+    k.finish(random), v.finish_like(k);
+    Buffer q({kTokens, c.heads, c.dim}), whole({kTokens, c.heads, c.dim});
+    q.randomise(random);
+    auto run = [&](Tensor out, Tensor query, std::vector<SequenceSlice> slices, int threads) {
+      cpu(isa(), threads).attention({.out = out, .q = query, .k_cache = k.view(), .v_cache = v.view(), .sequences = slices,
+                                     .kv_heads = c.kv_heads, .scale = 0.3f, .scratch = nullptr});
+    };
+    run(whole.view, q.view, {{0, kTokens, kTokens, k.blocks(0), false}}, 2);
+    for (int chunk : {1, 7, 63, 64, 65, 100}) {
+      Buffer chunked({kTokens, c.heads, c.dim});
+      for (int begin = 0; begin < kTokens; begin += chunk) {
+        const int n = std::min(chunk, kTokens - begin);
+        run(chunked.rows(begin, n), q.rows(begin, n), {{0, n, begin + n, k.blocks(0), false}}, 1 + chunk % 3);
+      }
+      ASSERT_TRUE(same_rows(chunked, whole)) << "chunks of " << chunk << ", heads of " << c.dim;
+    }
+    // Rows 100..149 behind 5 rows of another sequence.
+    Buffer mixed_q({55, c.heads, c.dim}), mixed({55, c.heads, c.dim});
+    mixed_q.randomise(random);
+    for (int64_t t = 0; t < 50; t++) std::memcpy(mixed_q.view.f32(5 + t), q.view.f32(100 + t), static_cast<size_t>(c.heads * c.dim) * 4);
+    run(mixed.view, mixed_q.view, {{0, 5, 77, k.blocks(1), false}, {5, 50, kTokens, k.blocks(0), false}}, 2);
+    for (int64_t t = 0; t < 50; t++) ASSERT_TRUE(same_row(mixed, 5 + t, whole, 100 + t));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, AttentionTest,
+                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
+                                            ::testing::Values(1, 3, 16, 64)),
+                         param_name);
+
+struct MlaCase {
+  int heads, nope, rope, v_dim, kv_lora;
+};
+constexpr MlaCase kMla[] = {{2, 8, 4, 8, 32}, {5, 20, 6, 12, 40}, {16, 32, 16, 32, 128}, {3, 7, 2, 9, 65}};
+
+class MlaTest : public ::testing::TestWithParam<std::tuple<std::string, Dtype, std::string>> {
+ protected:
+  std::string isa() const { return std::get<0>(GetParam()); }
+  Dtype dtype() const { return std::get<1>(GetParam()); }
+  const Format& format() const { return *find_format(std::get<2>(GetParam())); }
+};
+
+struct MlaProblem {
+  MlaProblem(const MlaCase& c, Dtype dtype, const Format& format, const std::vector<Part>& parts, Random& random)
+      : shape(c), cache(dtype, 16, c.kv_lora + c.rope), kv_b(format, c.heads * (c.nope + c.v_dim), c.kv_lora, random), tokens(0) {
+    for (const Part& p : parts) cache.add_sequence(p.kv_len, random);
+    cache.finish(random);
+    for (size_t i = 0; i < parts.size(); i++) {
+      slices.push_back({tokens, parts[i].q_len, parts[i].kv_len, cache.blocks(i), parts[i].decode});
+      tokens += parts[i].q_len;
+    }
+  }
+  MlaAttention op(Tensor out, Tensor q, std::span<const SequenceSlice> sequences) {
+    return {.out = out, .q = q, .cache = cache.view(), .kv_b = kv_b.weight, .sequences = sequences, .nope = shape.nope, .rope = shape.rope,
+            .v_dim = shape.v_dim, .kv_lora = shape.kv_lora, .scale = 1.0f / std::sqrt(static_cast<float>(shape.nope + shape.rope)), .scratch = nullptr};
+  }
+  void run(Backend& backend, Tensor out, Tensor q, std::span<const SequenceSlice> sequences) {
+    MlaAttention a = op(out, q, sequences);
+    Scratch scratch(mla_attention_scratch_bytes(a));  // exactly what the dry run would reserve
+    a.scratch = &scratch.arena;
+    backend.mla_attention(a);
+  }
+  double tolerance() const {
+    // k and v are themselves sums over kv_lora (values of norm ~ the latent row's), and absorption reorders the double sum.
+    const double latent = cache.largest_row_norm(), dim = shape.nope + shape.rope;
+    const double made = 1 + std::sqrt(static_cast<double>(shape.kv_lora));
+    return made * attention_tolerance(dim, 2 * std::sqrt(dim), latent * 2, 1 / std::sqrt(dim), 256, latent);
+  }
+  MlaCase shape;
+  Cache cache;
+  RandomWeight kv_b;
+  int tokens;
+  std::vector<SequenceSlice> slices;
+};
+
+TEST_P(MlaTest, IsTheReference) {
+  DG_TRACE_SEED();
+  Random random(21);
+  for (const MlaCase& c : kMla) {
+    MlaProblem p(c, dtype(), format(), {{1, 1, true}, {9, 9, false}, {1, 130, true}, {20, 85, false}, {3, 66, true}, {1, 64, true}}, random);
+    Buffer q({p.tokens, c.heads, c.nope + c.rope}), expected({p.tokens, c.heads, c.v_dim}), actual({p.tokens, c.heads, c.v_dim}, 3);
+    q.randomise(random);
+    p.run(reference(), expected.view, q.view, p.slices);
+    p.run(cpu(isa()), actual.view, q.view, p.slices);
+    for (int64_t t = 0; t < p.tokens; t++)
+      for (int64_t i = 0; i < c.heads * c.v_dim; i++)
+        ASSERT_NEAR(actual.at(t, i), expected.at(t, i), p.tolerance()) << c.heads << " heads, latent " << c.kv_lora << ", token " << t << " at " << i;
+    actual.expect_gaps_untouched();
+    Buffer again({p.tokens, c.heads, c.v_dim});
+    p.run(cpu(isa(), 5), again.view, q.view, p.slices);
+    EXPECT_TRUE(same_rows(again, actual)) << "5 threads";
+  }
+}
+
+TEST_P(MlaTest, RowsDependOnTheirSequenceAlone) {
+  DG_TRACE_SEED();
+  Random random(22);
+  constexpr int kTokens = 140;
+  const MlaCase c = {5, 20, 6, 12, 40};
+  MlaProblem p(c, dtype(), format(), {{kTokens, kTokens, false}, {1, 90, true}, {1, 33, true}}, random);
+  Buffer q({p.tokens, c.heads, c.nope + c.rope}), all({p.tokens, c.heads, c.v_dim});
+  q.randomise(random);
+  p.run(cpu(isa()), all.view, q.view, p.slices);
+  for (int chunk : {1, 9, 64, 65, 139}) {
+    Buffer chunked({kTokens, c.heads, c.v_dim});
+    for (int begin = 0; begin < kTokens; begin += chunk) {
+      const int n = std::min(chunk, kTokens - begin);
+      const SequenceSlice slice{0, n, begin + n, p.cache.blocks(0), false};
+      p.run(cpu(isa()), chunked.rows(begin, n), q.rows(begin, n), {&slice, 1});
+    }
+    for (int64_t t = 0; t < kTokens; t++) ASSERT_TRUE(same_row(chunked, t, all, t)) << "chunks of " << chunk;
+  }
+  for (int s : {1, 2}) {  // a decode row alone
+    Buffer one({1, c.heads, c.v_dim});
+    const int64_t row = p.slices[static_cast<size_t>(s)].q_begin;
+    const SequenceSlice slice{0, 1, p.slices[static_cast<size_t>(s)].kv_len, p.cache.blocks(static_cast<size_t>(s)), true};
+    p.run(cpu(isa()), one.view, q.rows(row, 1), {&slice, 1});
+    EXPECT_TRUE(same_row(one, 0, all, row));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, MlaTest,
+                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
+                                            ::testing::ValuesIn(all_format_names())),
+                         [](const auto& info) {
+                           return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
+                         });
+
+// Rows of a chunk and wide heads need more scratch than a worker starts with.
+TEST(Attention, ScratchGrows) {
+  DG_TRACE_SEED();
+  Random random(23);
+  const GqaCase c = {2, 1, 2100};
+  Cache k(Dtype::kBf16, 16, c.dim), v(Dtype::kBf16, 16, c.dim);
+  k.add_sequence(70, random), v.add_sequence(70, random);
+  k.finish(random), v.finish_like(k);
+  Buffer q({3, c.heads, c.dim}), expected({3, c.heads, c.dim}), actual({3, c.heads, c.dim});
+  q.randomise(random);
+  const SequenceSlice slice{0, 3, 70, k.blocks(0), false};
+  Attention op{.out = expected.view, .q = q.view, .k_cache = k.view(), .v_cache = v.view(), .sequences = {&slice, 1}, .kv_heads = 1,
+               .scale = 0.02f, .scratch = nullptr};
+  reference().attention(op);
+  op.out = actual.view;
+  auto fresh = make_cpu_backend({.threads = 2, .pin = false});
+  ASSERT_TRUE(fresh.ok()) << fresh.error().message;
+  (*fresh)->attention(op);
+  const double tolerance = attention_tolerance(c.dim, 2 * std::sqrt(c.dim), k.largest_row_norm(), op.scale, 70, v.largest());
+  for (int64_t t = 0; t < 3; t++)
+    for (int64_t i = 0; i < c.heads * c.dim; i++) ASSERT_NEAR(actual.at(t, i), expected.at(t, i), tolerance) << t << ", " << i;
+}
+
+}  // namespace
+}  // namespace dg::ops_table

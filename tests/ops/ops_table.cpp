@@ -1,0 +1,179 @@
+#include "ops_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+
+#include "backends/cpu/reference.h"
+#include "quant/convert.h"
+
+namespace dg::ops_table {
+
+Backend& reference() {
+  static std::unique_ptr<Backend> backend = make_reference_backend();
+  return *backend;
+}
+
+Backend& cpu(const std::string& isa, int threads) {
+  static std::map<std::pair<std::string, int>, std::unique_ptr<Backend>> backends;
+  auto& backend = backends[{isa, threads}];
+  if (!backend) {
+    auto made = make_cpu_backend({.threads = threads, .isa = isa, .pin = false});
+    CHECK(made.ok()) << made.error().message;
+    backend = std::move(made).value();
+  }
+  return *backend;
+}
+
+uint64_t seed() {
+  static const uint64_t value = [] {
+    const char* text = std::getenv("DG_TEST_SEED");
+    uint64_t s = text ? std::strtoull(text, nullptr, 10) : std::random_device{}();
+    std::printf("op tests: DG_TEST_SEED=%llu\n", static_cast<unsigned long long>(s));
+    return s;
+  }();
+  return value;
+}
+
+Buffer::Buffer(std::initializer_list<int64_t> shape, int64_t gap) {
+  int64_t row = 1;
+  for (auto d = shape.begin() + 1; d != shape.end(); d++) row *= *d;
+  const int64_t rows = *shape.begin(), stride = row + gap;
+  store_.assign(static_cast<size_t>(gap + rows * stride), bits_to_float(kPoisonBits));
+  offset_ = gap;
+  view = Tensor::of(store_.data() + offset_, Dtype::kF32, shape);
+  view.stride[0] = stride;
+}
+
+Buffer& Buffer::randomise(Random& random, float size) {
+  for (int64_t t = 0; t < view.rows(); t++)
+    for (int64_t i = 0; i < row_elements(); i++) view.f32(t)[i] = random.normal() * size;
+  return *this;
+}
+
+void Buffer::expect_gaps_untouched() const {
+  const int64_t stride = view.stride[0], row = row_elements();
+  for (int64_t i = 0; i < static_cast<int64_t>(store_.size()); i++) {
+    const int64_t within = i - offset_;
+    if (within >= 0 && within % stride < row) continue;
+    ASSERT_EQ(float_to_bits(store_[static_cast<size_t>(i)]), kPoisonBits) << "written outside the tensor, at element " << within;
+  }
+}
+
+double Buffer::row_norm(int64_t t) const {
+  double sum = 0;
+  for (int64_t i = 0; i < row_elements(); i++) sum += double{at(t, i)} * at(t, i);
+  return std::sqrt(sum);
+}
+
+::testing::AssertionResult same_row(const Buffer& a, int64_t row_a, const Buffer& b, int64_t row_b) {
+  for (int64_t i = 0; i < a.row_elements(); i++)
+    if (float_to_bits(a.at(row_a, i)) != float_to_bits(b.at(row_b, i)))
+      return ::testing::AssertionFailure() << "rows " << row_a << " and " << row_b << " differ at " << i << ": " << a.at(row_a, i)
+                                           << " and " << b.at(row_b, i);
+  return ::testing::AssertionSuccess();
+}
+
+::testing::AssertionResult same_rows(const Buffer& a, const Buffer& b) {
+  for (int64_t t = 0; t < a.view.rows(); t++)
+    if (auto same = same_row(a, t, b, t); !same) return same;
+  return ::testing::AssertionSuccess();
+}
+
+RandomWeight::RandomWeight(const Format& format, int64_t out, int64_t in, Random& random, float size) {
+  if (size == 0) size = 1.0f / std::sqrt(static_cast<float>(in));
+  std::vector<float> source(static_cast<size_t>(out * in));
+  for (float& v : source) v = random.normal() * size;
+  data.resize(static_cast<size_t>(format.data_bytes(out, in)));
+  scales.resize(static_cast<size_t>(format.scale_bytes(out, in)));
+  format.encode(source.data(), out, in, data.data(), scales.data());
+  weight = {.format = &format, .data = data.data(), .scales = scales.data(), .out = out, .in = in};
+}
+
+double RandomWeight::row_norm(int64_t row) const {
+  std::vector<float> values(static_cast<size_t>(weight.in));
+  weight.decode(row, 0, weight.in, values.data());
+  double sum = 0;
+  for (float v : values) sum += double{v} * v;
+  return std::sqrt(sum);
+}
+
+Cache::Cache(Dtype dtype, int64_t block_tokens, int64_t width, int64_t row_gap)
+    : dtype_(dtype), block_tokens_(block_tokens), width_(width), row_gap_(row_gap) {}
+
+void Cache::add_sequence(int64_t tokens, Random& random) {
+  std::vector<float> rows(static_cast<size_t>(tokens * width_));
+  for (float& v : rows) {
+    v = random.normal();
+    if (dtype_ == Dtype::kBf16) v = bf16_to_float(float_to_bf16(v));
+    if (dtype_ == Dtype::kF16) v = f16_to_float(float_to_f16(v));
+    largest_ = std::max(largest_, std::fabs(v));
+  }
+  for (int64_t t = 0; t < tokens; t++) {
+    double sum = 0;
+    for (int64_t i = 0; i < width_; i++) sum += double{rows[static_cast<size_t>(t * width_ + i)]} * rows[static_cast<size_t>(t * width_ + i)];
+    largest_norm_ = std::max(largest_norm_, std::sqrt(sum));
+  }
+  sequences_.push_back(std::move(rows));
+  blocks_.emplace_back(static_cast<size_t>((tokens + block_tokens_ - 1) / block_tokens_));
+  block_count_ += static_cast<int64_t>(blocks_.back().size());
+}
+
+void Cache::finish(Random& random) {
+  block_count_ += 3;  // some nobody owns
+  std::vector<int32_t> free_blocks(static_cast<size_t>(block_count_));
+  for (size_t i = 0; i < free_blocks.size(); i++) free_blocks[i] = static_cast<int32_t>(i);
+  for (auto& sequence : blocks_)
+    for (int32_t& block : sequence) {
+      auto pick = free_blocks.begin() + random.below(static_cast<int>(free_blocks.size()));
+      block = *pick;
+      free_blocks.erase(pick);
+    }
+  fill();
+}
+
+void Cache::finish_like(const Cache& other) {
+  block_count_ = other.block_count_;
+  blocks_ = other.blocks_;
+  fill();
+}
+
+void Cache::fill() {
+  const size_t element = dtype_ == Dtype::kF32 ? 4 : 2;
+  const int64_t row = width_ + row_gap_;
+  data_.resize(static_cast<size_t>(block_count_ * block_tokens_ * row) * element);
+  for (size_t i = 0; i + element <= data_.size(); i += element) {  // NaN in all three types
+    if (element == 4) std::memcpy(data_.data() + i, &kPoisonBits, 4);
+    else data_[i] = std::byte{0xff}, data_[i + 1] = std::byte{0x7f};
+  }
+  for (size_t s = 0; s < sequences_.size(); s++) {
+    const int64_t tokens = static_cast<int64_t>(sequences_[s].size()) / width_;
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t i = 0; i < width_; i++) {
+        const float v = sequences_[s][static_cast<size_t>(t * width_ + i)];
+        const int64_t block = blocks_[s][static_cast<size_t>(t / block_tokens_)];
+        std::byte* to = data_.data() + static_cast<size_t>((block * block_tokens_ + t % block_tokens_) * row + i) * element;
+        const uint16_t half = dtype_ == Dtype::kBf16 ? float_to_bf16(v) : float_to_f16(v);
+        if (element == 4) std::memcpy(to, &v, 4);
+        else std::memcpy(to, &half, 2);
+      }
+  }
+}
+
+PagedCache Cache::view() {
+  Tensor t = Tensor::of(data_.data(), dtype_, {block_count_, block_tokens_, width_});
+  t.stride[1] = width_ + row_gap_;
+  t.stride[0] = block_tokens_ * t.stride[1];
+  return {t};
+}
+
+std::vector<std::string> all_format_names() {
+  std::vector<std::string> names;
+  for (const Format* f : all_formats()) names.push_back(f->name);
+  return names;
+}
+
+const char* dtype_word(Dtype dtype) { return dtype == Dtype::kF32 ? "f32" : dtype == Dtype::kBf16 ? "bf16" : "f16"; }
+
+}  // namespace dg::ops_table
