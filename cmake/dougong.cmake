@@ -40,7 +40,6 @@ function(dg_optional_library name header library)
 endfunction()
 dg_optional_library(HWLOC hwloc.h hwloc)
 dg_optional_library(LIBEDIT histedit.h edit)
-dg_optional_library(PCRE2 pcre2.h pcre2-8)  # only an oracle in tests
 
 # dg_floor(base DEPS a b): one static library dg_<name> per folder of src/, from all its .cpp files but *_test.cpp.
 # The unit tests beside the code become the executable test_<name>; TEST_DEPS and TEST_LIBS are linked to it alone.

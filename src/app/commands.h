@@ -13,6 +13,7 @@ Result<int> run_eval(const Options& options);
 Result<int> run_verify(const Options& options);
 Result<int> run_plan(const Options& options);
 Result<int> run_tokenize(const Options& options);
+Result<int> run_synth(const Options& options);
 Result<int> run_version(const Options& options);
 
 }  // namespace dg

@@ -18,7 +18,7 @@ struct Runner {
 };
 constexpr Runner kRunners[] = {
     {"generate", run_generate}, {"chat", run_chat},   {"eval", run_eval},         {"inspect", run_inspect},
-    {"verify", run_verify},     {"plan", run_plan},   {"tokenize", run_tokenize}, {"version", run_version},
+    {"verify", run_verify},     {"plan", run_plan},   {"tokenize", run_tokenize}, {"synth", run_synth},   {"version", run_version},
 };
 
 int fail(std::string_view where, const Error& error) {

@@ -75,7 +75,7 @@ constexpr OptionRow kOptions[] = {
      .help = "subtracted from the logit of every token that the answer already has", .value = "X", .low = -100, .high = 100},
     {.name = "frequency-penalty", .commands = DG_TEXT_COMMANDS, .type = kNumber, .fallback = "0",
      .help = "subtracted from a token's logit for each time that the answer already has it", .value = "X", .low = -100, .high = 100},
-    {.name = "seed", .commands = DG_TEXT_COMMANDS, .type = kInteger, .fallback = "",
+    {.name = "seed", .commands = DG_TEXT_COMMANDS " synth", .type = kInteger, .fallback = "",
      .help = "the same seed gives the same text; unset: a new one each time (--json reports it; eval: 0)", .value = "N", .low = 0,
      .high = 9007199254740991.0, .aliases = "-s"},
     {.name = "stop", .commands = "generate chat", .type = kList, .fallback = "",
@@ -114,9 +114,10 @@ constexpr OptionRow kOptions[] = {
      .low = 1, .high = 1 << 30},
     {.name = "sequences", .commands = "plan", .type = kInteger, .fallback = "1", .help = "sequences of the decode step", .value = "N", .low = 1,
      .high = 65536},
-    // --- verify
-    {.name = "limit-prompts", .commands = "verify", .type = kInteger, .fallback = "0", .help = "check only the first N prompts; 0: all",
-     .value = "N", .low = 0, .high = 1 << 30},
+    // --- synth
+    {.name = "tokenizer", .commands = "synth", .type = kText, .fallback = "",
+     .help = "directory whose tokenizer, chat template and generation_config.json are copied beside the weights", .value = "DIR"},
+    {.name = "force", .commands = "synth", .type = kFlag, .fallback = "false", .help = "write over a model that is there already"},
     // --- output
     {.name = "json", .commands = "*", .type = kFlag, .fallback = "", .help = "print JSON for programs instead of text for people"},
     {.name = "quiet", .commands = DG_RUN_COMMANDS, .type = kFlag, .fallback = "", .help = "no progress and no statistics on standard error"},
@@ -179,6 +180,11 @@ constexpr CommandRow kCommands[] = {
     {.name = "plan", .arguments = "MODEL", .min_arguments = 0, .max_arguments = 1,
      .summary = "bytes and operations of prefill and decode, counted without loading weights",
      .details = "Runs the model's forward on the dry backend."},
+    {.name = "synth", .arguments = "CONFIG OUT", .min_arguments = 2, .max_arguments = 2,
+     .summary = "write a checkpoint with random weights, for benchmarks",
+     .details =
+         "CONFIG is a config.json or a directory that holds one; OUT is the directory to make. The tensors are those the architecture\n"
+         "asks for, in bf16, or FP8 blocks when quantization_config says so, in shards of about 1 GB."},
     {.name = "version", .arguments = "", .min_arguments = 0, .max_arguments = 0,
      .summary = "version, compiler, weight formats and architectures",
      .details = "--json prints one object: version, compiler, target, instruction_sets, architectures, formats, chat_formats."},

@@ -182,6 +182,13 @@ Result<void> WeightStore::status() const {
                                  count > 1 ? fmt::format(" ({} more like it)", count - 1) : std::string()));
 }
 
+std::vector<WeightStore::Declared> WeightStore::declared() const {
+  std::vector<Declared> all;
+  for (const Item& item : items_)
+    if (item.constant.empty()) all.push_back({item.name, item.out, item.in, !item.tensors.empty(), item.format});
+  return all;
+}
+
 Result<void> WeightStore::allocate() {
   DG_TRY(status());
   DG_ASSIGN(memory_, backend_.allocate(static_cast<size_t>(std::max<int64_t>(bytes_, 64)), "weights"));

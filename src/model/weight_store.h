@@ -65,6 +65,15 @@ class WeightStore {
   // Bytes by stored format name.
   const std::unordered_map<std::string, int64_t>& bytes_by_format() const { return bytes_by_format_; }
 
+  // What was declared, in order: vectors have out 1; constants are left out.
+  struct Declared {
+    std::string name;
+    int64_t out, in;
+    bool is_vector;
+    const Format* format;  // as it is kept
+  };
+  std::vector<Declared> declared() const;
+
   // Allocates and reads. The error names file and tensor.
   Result<void> load(const LoadOptions& options);
   // Gives every declared view an address without reading anything (dry runs).

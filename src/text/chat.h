@@ -17,7 +17,7 @@ namespace dg {
 
 struct ChatOptions {
   bool add_generation_prompt = true;
-  std::optional<bool> thinking;         // unset: the model's default
+  std::optional<bool> thinking = std::nullopt;  // unset: the model's default
   bool continue_final_message = false;  // the last message, an assistant's, is left open for the model to continue
 };
 
@@ -37,9 +37,9 @@ class PromptEncoder {
 };
 
 struct ChatModelInfo {
-  std::string model_type;     // of config.json
-  std::string chat_template;  // "" when the model has none
-  std::string bos_token, eos_token;
+  std::string model_type = {};     // of config.json
+  std::string chat_template = {};  // "" when the model has none
+  std::string bos_token = {}, eos_token = {};
 };
 
 // choice: "auto", "jinja" or the name of a native encoder. auto takes the native encoder whose rendering equals that of

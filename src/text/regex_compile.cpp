@@ -353,7 +353,7 @@ class Compiler {
     std::map<std::vector<bool>, uint16_t> ids;
     std::vector<std::vector<bool>> members;  // class -> set -> in it?
     std::vector<size_t> cursor(all.size(), 0);
-    std::vector<uint16_t> class_at(kCodePoints);
+    std::vector<uint16_t> class_of_span;  // span b reaches from borders[b] to borders[b + 1]
     for (size_t b = 0; b + 1 < borders.size(); b++) {
       std::vector<bool> in(all.size());
       for (size_t s = 0; s < all.size(); s++) {
@@ -363,13 +363,14 @@ class Compiler {
       }
       auto [it, added] = ids.try_emplace(in, static_cast<uint16_t>(members.size()));
       if (added) members.push_back(std::move(in));
-      std::fill(class_at.begin() + static_cast<long>(borders[b]), class_at.begin() + static_cast<long>(borders[b + 1]), it->second);
+      class_of_span.push_back(it->second);
     }
-    fill_class_tables(members, class_at);
+    fill_class_masks(members);
+    fill_class_tables(borders, class_of_span);
     fill_dispatch(members);
   }
 
-  void fill_class_tables(const std::vector<std::vector<bool>>& members, const std::vector<uint16_t>& class_at) {
+  void fill_class_masks(const std::vector<std::vector<bool>>& members) {
     RegexProgram& p = *program_;
     p.class_mask.assign(members.size(), 0);
     p.class_starts.assign(members.size(), 0);
@@ -378,18 +379,34 @@ class Compiler {
         if (members[c][s]) p.class_mask[c] |= uint64_t{1} << s;
       p.class_starts[c] = members[c].back();
     }
-    for (size_t c = 0; c < 128; c++) {
-      p.ascii_class[c] = class_at[c];
-      p.ascii_mask[c] = p.class_mask[class_at[c]];
-      p.ascii_starts[c] = p.class_starts[class_at[c]];
-    }
+  }
+
+  void fill_class_tables(const std::vector<char32_t>& borders, const std::vector<uint16_t>& class_of_span) {
+    RegexProgram& p = *program_;
     std::map<std::array<uint16_t, 128>, uint16_t> blocks;
+    std::array<uint16_t, 128> content;
+    size_t span = 0;
+    int uniform_before = -1;  // class of the block before when it has only one: the next is mostly the same
     for (size_t at = 0; at < kCodePoints; at += 128) {
-      std::array<uint16_t, 128> content;
-      std::copy_n(class_at.begin() + static_cast<long>(at), 128, content.begin());
+      while (borders[span + 1] <= at) span++;
+      const bool uniform = borders[span + 1] >= at + 128;
+      if (uniform && uniform_before == class_of_span[span]) {
+        p.block.push_back(p.block.back());
+        continue;
+      }
+      for (size_t i = 0, s = span; i < 128; i++) {
+        while (borders[s + 1] <= at + i) s++;
+        content[i] = class_of_span[s];
+      }
       auto [it, added] = blocks.try_emplace(content, static_cast<uint16_t>(blocks.size()));
       if (added) p.block_classes.insert(p.block_classes.end(), content.begin(), content.end());
       p.block.push_back(it->second);
+      uniform_before = uniform ? class_of_span[span] : -1;
+    }
+    for (size_t c = 0; c < 128; c++) {
+      p.ascii_class[c] = p.block_classes[(static_cast<size_t>(p.block[0]) << 7) | c];
+      p.ascii_mask[c] = p.class_mask[p.ascii_class[c]];
+      p.ascii_starts[c] = p.class_starts[p.ascii_class[c]];
     }
   }
 

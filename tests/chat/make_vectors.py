@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Developer tool: writes tests/chat/vectors/*.json with the answers of Python's jinja2, set up as transformers'
-apply_chat_template does. The C++ test reads the vectors; oracle.mjs compares them with @huggingface/jinja.
+apply_chat_template does. The C++ test reads the vectors; oracle_test.mjs compares them with @huggingface/jinja.
 
 Usage: python3 tests/chat/make_vectors.py      (needs python3-jinja2 3.1)
 """

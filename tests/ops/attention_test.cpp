@@ -16,6 +16,16 @@ class AttentionTest : public ::testing::TestWithParam<Param> {
   int block_tokens() const { return std::get<2>(GetParam()); }
 };
 
+// All cache types with blocks of 16 tokens, all block sizes with bf16.
+std::vector<Param> attention_table() {
+  std::vector<Param> table;
+  for (const std::string& isa : usable_cpu_isas()) {
+    for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16}) table.emplace_back(isa, dtype, 16);
+    for (int block_tokens : {1, 3, 64}) table.emplace_back(isa, Dtype::kBf16, block_tokens);
+  }
+  return table;
+}
+
 std::string param_name(const ::testing::TestParamInfo<Param>& info) {
   return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_block" + std::to_string(std::get<2>(info.param));
 }
@@ -106,17 +116,26 @@ TEST_P(AttentionTest, ChunkedPrefillIsWholePrefill) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
-                                            ::testing::Values(1, 3, 16, 64)),
-                         param_name);
+INSTANTIATE_TEST_SUITE_P(Table, AttentionTest, ::testing::ValuesIn(attention_table()), param_name);
 
 struct MlaCase {
   int heads, nope, rope, v_dim, kv_lora;
 };
 constexpr MlaCase kMla[] = {{2, 8, 4, 8, 32}, {5, 20, 6, 12, 40}, {16, 32, 16, 32, 128}, {3, 7, 2, 9, 65}};
 
-class MlaTest : public ::testing::TestWithParam<std::tuple<std::string, Dtype, std::string>> {
+using MlaParam = std::tuple<std::string, Dtype, std::string>;  // instruction set, cache type, format of kv_b
+
+// All formats with a bf16 cache, all cache types with f32 weights.
+std::vector<MlaParam> mla_table() {
+  std::vector<MlaParam> table;
+  for (const std::string& isa : usable_cpu_isas()) {
+    for (const std::string& format : all_format_names()) table.emplace_back(isa, Dtype::kBf16, format);
+    for (Dtype dtype : {Dtype::kF32, Dtype::kF16}) table.emplace_back(isa, dtype, "f32");
+  }
+  return table;
+}
+
+class MlaTest : public ::testing::TestWithParam<MlaParam> {
  protected:
   std::string isa() const { return std::get<0>(GetParam()); }
   Dtype dtype() const { return std::get<1>(GetParam()); }
@@ -203,8 +222,7 @@ TEST_P(MlaTest, RowsDependOnTheirSequenceAlone) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Table, MlaTest,
-                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::Values(Dtype::kF32, Dtype::kBf16, Dtype::kF16),
-                                            ::testing::ValuesIn(all_format_names())),
+                         ::testing::ValuesIn(mla_table()),
                          [](const auto& info) {
                            return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
                          });

@@ -18,7 +18,10 @@ using Matches = std::vector<std::pair<size_t, size_t>>;
 
 class Pcre {
  public:
-  explicit Pcre(const std::string& pattern) {
+  explicit Pcre(std::string pattern) {
+    // To PCRE2 \\p{Han} means script extensions, to Oniguruma and us the script.
+    for (std::string script : {"Han", "Hiragana", "Katakana", "Hangul"})
+      for (size_t at; (at = pattern.find("\\p{" + script + "}")) != std::string::npos;) pattern.insert(at + 3, "sc:");
     int error = 0;
     PCRE2_SIZE offset = 0;
     code_ = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, &error, &offset,
@@ -35,7 +38,8 @@ class Pcre {
     Matches out;
     size_t at = 0, last_end = std::string::npos;
     while (code_ && at <= text.size()) {
-      if (pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, 0, data_, nullptr) < 0) break;
+      if (pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, PCRE2_NO_UTF_CHECK, data_,
+                      nullptr) < 0) break;
       const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(data_);
       if (ends[0] == ends[1] && ends[0] == last_end) {  // as Oniguruma's find_iter: no empty match right after a match
         at++;
@@ -67,9 +71,9 @@ const char* const kPatterns[] = {
     R"(\p{N}{1,3})",
     "[一-龥぀-ゟ゠-ヿ]+",
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
-    // DeepSeek-LLM, V2, V2.5, Coder-V2
+    // DeepSeek-LLM, V2, V2.5, Coder-V2 (code points that NFC would change are written as numbers)
     "[\r\n]",
-    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-"
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\\x{1f7d}ᾀ-ᾴᾶ-ᾼ\\x{1fbe}ῂ-ῄῆ-ῌῐ-\\x{1fd3}ῖ-\\x{1fdb}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\\x{2126}ℨ\\x{212a}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-"
     "ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
     "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
     R"(\s+$)",
@@ -89,7 +93,7 @@ const char* const kPatterns[] = {
     R"([\p{Han}]+|\p{Hiragana}+|\p{Katakana}+|\p{Hangul}+)",
     R"((?<=[a-z])(?=[A-Z])|(?<!\d)\d{2,4}?(?!\d))",
     R"((?:ab?|c(?:de)*?f)+?\d|(?>he|hell)o|(?:a|b|ab)*c)",
-    R"((?:(?:[a-z]+,?)*;|(?:x?)*y|(?:\s|\p{P}){2,5}))",
+    R"((?:(?:[a-z]+,)*;|(?:x?)*y|(?:\s|\p{P}){2,5}))",
     R"((?<=ab|.\n)\w|^.|.$)",
 };
 
