@@ -11,7 +11,8 @@
 namespace {
 
 const char* kVariables = R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "谢 <think>a</think> b"},
-  {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": [1, 2.5, null]}}}]},
+  {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f",
+  "arguments": {"a": [1, 2.5, null]}}}]},
   {"role": "tool", "tool_call_id": "c", "content": "r"}], "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
   "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": true})";
 

@@ -51,7 +51,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   static const std::unique_ptr<dg::Tokenizer> fixed = dg::Tokenizer::from_json(kFixed, "", "fixed").value();
   check(*fixed, rest);
-  for (auto form : {dg::unicode::NormalForm::kNfc, dg::unicode::NormalForm::kNfd, dg::unicode::NormalForm::kNfkc, dg::unicode::NormalForm::kNfkd}) {
+  for (auto form :
+       {dg::unicode::NormalForm::kNfc, dg::unicode::NormalForm::kNfd, dg::unicode::NormalForm::kNfkc, dg::unicode::NormalForm::kNfkd}) {
     const std::string once = dg::unicode::normalize(rest, form);
     if (dg::unicode::first_invalid(rest) == std::string_view::npos) require(dg::unicode::normalize(once, form) == once);
   }
@@ -62,7 +63,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     dg::Regex::Scratch scratch;
     dg::Regex::Finder finder(*regex, text, scratch);
     size_t last = 0;
-    for (dg::Regex::Match match; finder.next(match); last = match.end) require(last <= match.begin && match.begin <= match.end && match.end <= text.size());
+    for (dg::Regex::Match match; finder.next(match); last = match.end)
+      require(last <= match.begin && match.begin <= match.end && match.end <= text.size());
   }
   return 0;
 }

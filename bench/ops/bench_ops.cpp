@@ -103,7 +103,8 @@ struct EncodedWeight {
       const int64_t n = std::min(rows, out - r);
       std::memcpy(data + r * format.row_bytes(in), data, static_cast<size_t>(n * format.row_bytes(in)));
       const int64_t scale_row = format.scale_bytes(rows, in) / format.scale_row_count(rows);
-      if (scale_row) std::memcpy(scales + r / format.scale_rows * scale_row, scales, static_cast<size_t>(format.scale_row_count(n) * scale_row));
+      if (scale_row)
+        std::memcpy(scales + r / format.scale_rows * scale_row, scales, static_cast<size_t>(format.scale_row_count(n) * scale_row));
     }
     weight = {.format = &format, .data = data, .scales = scales, .out = out, .in = in};
   }
@@ -112,8 +113,8 @@ struct EncodedWeight {
 };
 
 void bench_linear(Backend& backend, const Options& options, double bandwidth) {
-  fmt::print("\n{:<10} {:>11} {:>4} {:>12} {:>9} {:>9} {:>8} {:>9} {:>8}\n", "linear", "shape", "m", "bytes", "us", "cpu us", "GB/s", "GFLOP/s",
-             "of read");
+  fmt::print("\n{:<10} {:>11} {:>4} {:>12} {:>9} {:>9} {:>8} {:>9} {:>8}\n", "linear", "shape", "m", "bytes", "us", "cpu us", "GB/s",
+             "GFLOP/s", "of read");
   for (const Format* format : all_formats()) {
     if (!options.format.empty() && options.format != format->name) continue;
     for (int64_t size : {2048, 4096}) {
@@ -140,7 +141,8 @@ void bench_linear(Backend& backend, const Options& options, double bandwidth) {
 }
 
 void bench_attention(Backend& backend, const Options& options, double bandwidth) {
-  fmt::print("\n{:<38} {:>12} {:>9} {:>9} {:>8} {:>9} {:>8}\n", "attention (bf16 cache)", "bytes", "us", "cpu us", "GB/s", "GFLOP/s", "of read");
+  fmt::print("\n{:<38} {:>12} {:>9} {:>9} {:>8} {:>9} {:>8}\n", "attention (bf16 cache)", "bytes", "us", "cpu us", "GB/s", "GFLOP/s",
+             "of read");
   std::vector<int32_t> blocks(8192 / 16);
   for (size_t i = 0; i < blocks.size(); i++) blocks[i] = static_cast<int32_t>((i * 7) % blocks.size());
   auto report = [&](const std::string& name, double bytes, double flops, const Times& times) {
@@ -162,8 +164,14 @@ void bench_attention(Backend& backend, const Options& options, double bandwidth)
     std::vector<float> q(static_cast<size_t>(c.rows * c.heads * c.dim), 0.1f), out(q.size());
     const SequenceSlice slice{0, c.rows, c.kv_len, blocks.data(), c.rows == 1};
     const Times times = best_times(options.rounds, 1, [&] {
-      backend.attention({.out = Tensor::of(out.data(), Dtype::kF32, {c.rows, c.heads, c.dim}), .q = Tensor::of(q.data(), Dtype::kF32, {c.rows, c.heads, c.dim}),
-                         .k_cache = k, .v_cache = v, .sequences = {&slice, 1}, .kv_heads = c.kv_heads, .scale = 0.09f, .scratch = &arena});
+      backend.attention({.out = Tensor::of(out.data(), Dtype::kF32, {c.rows, c.heads, c.dim}),
+                         .q = Tensor::of(q.data(), Dtype::kF32, {c.rows, c.heads, c.dim}),
+                         .k_cache = k,
+                         .v_cache = v,
+                         .sequences = {&slice, 1},
+                         .kv_heads = c.kv_heads,
+                         .scale = 0.09f,
+                         .scratch = &arena});
     });
     const double pairs = c.rows == 1 ? c.kv_len : 0.5 * c.rows * (c.rows + 1);
     report(fmt::format("gqa {}/{} heads of {}, {} rows, {} kv", c.heads, c.kv_heads, c.dim, c.rows, c.kv_len),
@@ -176,13 +184,22 @@ void bench_attention(Backend& backend, const Options& options, double bandwidth)
     std::vector<float> q(static_cast<size_t>(rows * heads * (nope + rope)), 0.1f), out(static_cast<size_t>(rows * heads * v_dim));
     const SequenceSlice slice{0, rows, kv_len, blocks.data(), rows == 1};
     const Times times = best_times(options.rounds, 1, [&] {
-      backend.mla_attention({.out = Tensor::of(out.data(), Dtype::kF32, {rows, heads, v_dim}), .q = Tensor::of(q.data(), Dtype::kF32, {rows, heads, nope + rope}),
-                             .cache = cache, .kv_b = kv_b.weight, .sequences = {&slice, 1}, .nope = nope, .rope = rope, .v_dim = v_dim,
-                             .kv_lora = lora, .scale = 0.07f, .scratch = &arena});
+      backend.mla_attention({.out = Tensor::of(out.data(), Dtype::kF32, {rows, heads, v_dim}),
+                             .q = Tensor::of(q.data(), Dtype::kF32, {rows, heads, nope + rope}),
+                             .cache = cache,
+                             .kv_b = kv_b.weight,
+                             .sequences = {&slice, 1},
+                             .nope = nope,
+                             .rope = rope,
+                             .v_dim = v_dim,
+                             .kv_lora = lora,
+                             .scale = 0.07f,
+                             .scratch = &arena});
     });
     const double flops = rows == 1 ? 2.0 * heads * kv_len * (2 * lora + rope) + 2.0 * heads * (nope + v_dim) * lora
                                    : 2.0 * heads * kv_len * (nope + v_dim) * lora + 1.0 * heads * rows * (rows + 1) * (nope + rope + v_dim);
-    report(fmt::format("mla {} heads, {} rows, {} kv", heads, rows, kv_len), 2.0 * kv_len * (lora + rope) + static_cast<double>(kv_b.weight.bytes()), flops, times);
+    report(fmt::format("mla {} heads, {} rows, {} kv", heads, rows, kv_len),
+           2.0 * kv_len * (lora + rope) + static_cast<double>(kv_b.weight.bytes()), flops, times);
   }
 }
 

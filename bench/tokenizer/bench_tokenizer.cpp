@@ -57,7 +57,7 @@ int main(int argc, char** argv) {
     auto written = dg::write_file(argv[4], {reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t)});
     if (!written.ok()) return fail(written.error().message);
   }
-  fmt::print("{{\"bytes\": {}, \"tokens\": {}, \"load_s\": {:.6f}, \"cold_s\": {:.6f}, \"encode_s\": {}, \"decode_s\": {}}}\n", text->size(),
-             ids.size(), load_s, cold_s, list(encode_s), list(decode_s));
+  fmt::print("{{\"bytes\": {}, \"tokens\": {}, \"load_s\": {:.6f}, \"cold_s\": {:.6f}, \"encode_s\": {}, \"decode_s\": {}}}\n",
+             text->size(), ids.size(), load_s, cold_s, list(encode_s), list(decode_s));
   return 0;
 }

@@ -50,7 +50,8 @@ void AnswerPrinter::show(bool reasoning, std::string_view text) {
     size_t end = text.find_last_not_of('\n');
     size_t kept = end == std::string_view::npos ? 0 : end + 1;
     if (kept > 0) {
-      put(std::string(newlines_held_, '\n') + (style_.terminal ? without_control_characters(text.substr(0, kept)) : std::string(text.substr(0, kept))));
+      put(std::string(newlines_held_, '\n') +
+          (style_.terminal ? without_control_characters(text.substr(0, kept)) : std::string(text.substr(0, kept))));
       newlines_held_ = 0;
     }
     newlines_held_ += text.size() - kept;

@@ -67,7 +67,10 @@ TEST(Perplexity, DocumentsAreSeparatedByPercentLines) {
 
 TEST(Terminal, ControlCharactersAreReplaced) {
   EXPECT_EQ(without_control_characters("a\x1b[31mb\n\tc\r\x7f"), "a\xef\xbf\xbd[31mb\n\tc\xef\xbf\xbd\xef\xbf\xbd");
-  EXPECT_EQ(without_control_characters("\xc2\x9b" "1m \xc2\xa9 你好"), "\xef\xbf\xbd" "1m \xc2\xa9 你好");
+  EXPECT_EQ(without_control_characters("\xc2\x9b"
+                                       "1m \xc2\xa9 你好"),
+            "\xef\xbf\xbd"
+            "1m \xc2\xa9 你好");
 }
 
 std::string printed(ThinkingView view, bool colours, bool terminal, const std::vector<std::string>& pieces) {

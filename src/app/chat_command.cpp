@@ -30,8 +30,11 @@ std::string trimmed(const std::string& text) {
 class Chat {
  public:
   Chat(const Options& options, OpenedModel& model)
-      : json_(options.flag("json")), quiet_(options.flag("quiet")), terminal_(input_is_terminal() && output_is_terminal() && !json_),
-        session_(options, model), reader_(terminal_ ? make_terminal_line_reader("chat_history") : make_plain_line_reader()),
+      : json_(options.flag("json")),
+        quiet_(options.flag("quiet")),
+        terminal_(input_is_terminal() && output_is_terminal() && !json_),
+        session_(options, model),
+        reader_(terminal_ ? make_terminal_line_reader("chat_history") : make_plain_line_reader()),
         interrupt_(3) {
     style_ = {.print = !json_,
               .terminal = output_is_terminal(),

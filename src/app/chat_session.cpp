@@ -37,8 +37,8 @@ Result<GenerateResult> ChatSession::answer(const std::string& text, const Answer
     request.eos = model_.eos;
     request.stop = options_.list("stop");
     AnswerPrinter printer(style, true, encoded.in_reasoning);
-    DG_ASSIGN(GenerateResult result,
-              generator_.run(std::move(request), [&](int32_t, std::string_view piece) { printer.push(piece); }, &cancel));
+    DG_ASSIGN(GenerateResult result, generator_.run(
+                                         std::move(request), [&](int32_t, std::string_view piece) { printer.push(piece); }, &cancel));
     printer.finish();
     if (result.reason != FinishReason::kCancelled || !printer.content().empty())
       turns_.push_back({"assistant", printer.content(), printer.reasoning()});
@@ -68,9 +68,10 @@ Result<void> ChatSession::save(const std::string& path) const {
 
 std::string ChatSession::statistics() const {
   double prefill = static_cast<double>(prompt_tokens_ - cached_tokens_), decode = static_cast<double>(output_tokens_ - answers_);
-  return fmt::format("{} answers | prompts {} tokens, {} of them cached, {:.3g} s ({:.0f} tokens/s) | answers {} tokens, {:.3g} s ({:.1f} tokens/s)",
-                     answers_, prompt_tokens_, cached_tokens_, prefill_s_, prefill_s_ > 0 ? prefill / prefill_s_ : 0, output_tokens_, decode_s_,
-                     decode_s_ > 0 ? decode / decode_s_ : 0);
+  return fmt::format(
+      "{} answers | prompts {} tokens, {} of them cached, {:.3g} s ({:.0f} tokens/s) | answers {} tokens, {:.3g} s ({:.1f} tokens/s)",
+      answers_, prompt_tokens_, cached_tokens_, prefill_s_, prefill_s_ > 0 ? prefill / prefill_s_ : 0, output_tokens_, decode_s_,
+      decode_s_ > 0 ? decode / decode_s_ : 0);
 }
 
 }  // namespace dg

@@ -80,8 +80,8 @@ Json answer_record(const EvalQuestion& question, bool in_reasoning, const Genera
           {"finish_reason", finish_reason_name(result.reason)}};
 }
 
-Result<SuiteReport> run_suite(const Options& options, OpenedModel& model, const std::vector<EvalQuestion>& questions, const std::string& origin,
-                              const std::atomic<bool>* cancel) {
+Result<SuiteReport> run_suite(const Options& options, OpenedModel& model, const std::vector<EvalQuestion>& questions,
+                              const std::string& origin, const std::atomic<bool>* cancel) {
   SuiteReport report;
   std::vector<std::string> records(questions.size());
   std::vector<bool> in_reasoning(questions.size());
@@ -123,7 +123,8 @@ Result<SuiteReport> run_suite(const Options& options, OpenedModel& model, const 
     report.output_tokens += static_cast<int64_t>(result.ids.size());
     report.finished += result.reason == FinishReason::kStop;
     records[index] = json_line(answer_record(q, in_reasoning[index], result, correct));
-    counter.show(fmt::format("{} of {} questions, {} of {} right", report.questions, questions.size(), report.total.correct, report.total.judged));
+    counter.show(
+        fmt::format("{} of {} questions, {} of {} right", report.questions, questions.size(), report.total.correct, report.total.judged));
     return {};
   };
   DG_TRY(generate_batch(*model.executor, *model.tokenizer, generate_limits(options, model), questions.size(), callbacks, cancel));
@@ -136,7 +137,8 @@ Result<SuiteReport> run_suite(const Options& options, OpenedModel& model, const 
   return report;
 }
 
-Result<PerplexityReport> run_perplexity(const Options& options, OpenedModel& model, const std::string& text, const std::atomic<bool>* cancel) {
+Result<PerplexityReport> run_perplexity(const Options& options, OpenedModel& model, const std::string& text,
+                                        const std::atomic<bool>* cancel) {
   const Tokenizer& tokenizer = *model.tokenizer;
   std::vector<std::string> documents = split_documents(text);
   std::string mode = options.text("perplexity-mode");
@@ -158,7 +160,8 @@ Result<PerplexityReport> run_perplexity(const Options& options, OpenedModel& mod
   constexpr Tokenizer::EncodeOptions kPlain{.add_special = false};
   if (mode != "windows_1024") {
     if (!bos || model.eos.empty())
-      return input_error(fmt::format("{}: the tokenizer names no BOS or EOS token, which --perplexity-mode per_document needs; use windows_1024", model.path));
+      return input_error(fmt::format(
+          "{}: the tokenizer names no BOS or EOS token, which --perplexity-mode per_document needs; use windows_1024", model.path));
     std::vector<std::vector<int32_t>> sequences;
     for (const std::string& document : documents) {
       std::vector<int32_t> ids = tokenizer.encode(document, kPlain);
@@ -177,7 +180,8 @@ Result<PerplexityReport> run_perplexity(const Options& options, OpenedModel& mod
     for (size_t at = 0; at < ids.size(); at += window) {
       std::vector<int32_t> run;
       if (bos) run.push_back(*bos);
-      run.insert(run.end(), ids.begin() + static_cast<std::ptrdiff_t>(at), ids.begin() + static_cast<std::ptrdiff_t>(std::min(at + window, ids.size())));
+      run.insert(run.end(), ids.begin() + static_cast<std::ptrdiff_t>(at),
+                 ids.begin() + static_cast<std::ptrdiff_t>(std::min(at + window, ids.size())));
       sequences.push_back(std::move(run));
     }
     DG_TRY(measure("windows_1024", sequences));
@@ -188,18 +192,19 @@ Result<PerplexityReport> run_perplexity(const Options& options, OpenedModel& mod
 
 void print_suite(const SuiteReport& r) {
   std::string out = fmt::format("{:<20} {:>9} {:>8}\n", "task", "right", "percent");
-  for (auto& [name, score] : r.tasks) out += fmt::format("{:<20} {:>9} {:>7.1f}\n", name, fmt::format("{}/{}", score.correct, score.judged), score.percent());
+  for (auto& [name, score] : r.tasks)
+    out += fmt::format("{:<20} {:>9} {:>7.1f}\n", name, fmt::format("{}/{}", score.correct, score.judged), score.percent());
   out += fmt::format("{:<20} {:>9} {:>7.1f}\n", "total", fmt::format("{}/{}", r.total.correct, r.total.judged), r.total.percent());
-  out += fmt::format("{} questions, {} ended by themselves, {} tokens in {:.1f} s ({:.0f} tokens/s)\n", r.questions, r.finished, r.output_tokens,
-                     r.seconds, static_cast<double>(r.output_tokens) / r.seconds);
+  out += fmt::format("{} questions, {} ended by themselves, {} tokens in {:.1f} s ({:.0f} tokens/s)\n", r.questions, r.finished,
+                     r.output_tokens, r.seconds, static_cast<double>(r.output_tokens) / r.seconds);
   print_output(out);
 }
 
 Json suite_json(const SuiteReport& r) {
   Json tasks = Json::object();
   for (auto& [name, score] : r.tasks) tasks[name] = {{"correct", score.correct}, {"judged", score.judged}};
-  return {{"accuracy", r.total.percent()}, {"correct", r.total.correct},         {"judged", r.total.judged},     {"questions", r.questions},
-          {"finished", r.finished},        {"output_tokens", r.output_tokens},   {"seconds", r.seconds},         {"tasks", std::move(tasks)}};
+  return {{"accuracy", r.total.percent()}, {"correct", r.total.correct},       {"judged", r.total.judged}, {"questions", r.questions},
+          {"finished", r.finished},        {"output_tokens", r.output_tokens}, {"seconds", r.seconds},     {"tasks", std::move(tasks)}};
 }
 
 }  // namespace
@@ -212,9 +217,10 @@ Result<int> run_eval(const Options& options) {
     suite_path = path + "/eval/mini_eval.jsonl";
     text_path = path + "/eval/heldout_text.txt";
     if (!file_exists(suite_path) || !file_exists(text_path))
-      return input_error(fmt::format("{}: has no evaluation files (eval/mini_eval.jsonl, eval/heldout_text.txt); give --suite FILE.jsonl or "
-                                     "--perplexity FILE.txt",
-                                     path));
+      return input_error(
+          fmt::format("{}: has no evaluation files (eval/mini_eval.jsonl, eval/heldout_text.txt); give --suite FILE.jsonl or "
+                      "--perplexity FILE.txt",
+                      path));
   }
   std::vector<EvalQuestion> questions;
   if (!suite_path.empty()) {

@@ -109,7 +109,8 @@ Result<EvalQuestion> parse_question(std::string_view line, const std::string& wh
   DG_ASSIGN(Json object, parse_json(line, where));
   auto shown = [](const Json& value) { return in_quotes(value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60)); };
   auto wrong = [&](const char* field, const char* expected) {
-    return input_error(fmt::format("{}: {}: expected {}, found {}", where, field, expected, object.contains(field) ? shown(object[field]) : "nothing"));
+    return input_error(
+        fmt::format("{}: {}: expected {}, found {}", where, field, expected, object.contains(field) ? shown(object[field]) : "nothing"));
   };
   if (!object.is_object()) return input_error(fmt::format("{}: expected an object, found {}", where, shown(object)));
   EvalQuestion q;

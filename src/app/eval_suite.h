@@ -15,7 +15,7 @@ namespace dg {
 enum class MatchKind { kExact, kContains, kLastNumber, kJson, kTool, kOpen };
 
 struct EvalQuestion {
-  std::string task, id;      // id as JSON text
+  std::string task, id;         // id as JSON text
   std::string messages, tools;  // JSON texts; tools "null" when there are none
   std::optional<bool> thinking;
   MatchKind match = MatchKind::kOpen;

@@ -14,7 +14,9 @@ EvalQuestion question(MatchKind match, std::string answer) {
   q.answer = std::move(answer);
   return q;
 }
-bool right(MatchKind match, const std::string& answer, const std::string& text) { return judge_answer(question(match, answer), text).value(); }
+bool right(MatchKind match, const std::string& answer, const std::string& text) {
+  return judge_answer(question(match, answer), text).value();
+}
 
 TEST(Judge, LooksBehindTheLastThinkTag) {
   EXPECT_TRUE(right(MatchKind::kExact, "17:08", "It is 5.</think>no</think>\n\n17:08 \xe3\x80\x80\n"));
@@ -52,7 +54,9 @@ TEST(Judge, JsonComparesAsPython) {
 
 TEST(Judge, ToolCalls) {
   const std::string one = R"([["send", {"to": "a"}]])";
-  const std::string call = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>send<｜tool▁sep｜>{\"to\": \"a\"}<｜tool▁call▁end｜>";
+  const std::string call =
+      "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+      "send<｜tool▁sep｜>{\"to\": \"a\"}<｜tool▁call▁end｜>";
   EXPECT_TRUE(right(MatchKind::kTool, one, "think</think>" + call + "<｜tool▁calls▁end｜>"));
   EXPECT_FALSE(right(MatchKind::kTool, one, call + "<｜tool▁call▁begin｜>b<｜tool▁sep｜>{}<｜tool▁call▁end｜>"));
   EXPECT_FALSE(right(MatchKind::kTool, one, "<｜tool▁call▁begin｜>send<｜tool▁sep｜>{oops<｜tool▁call▁end｜>"));

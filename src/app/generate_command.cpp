@@ -67,7 +67,8 @@ Result<int> run_generate(const Options& options) {
   InterruptScope interrupt(2);
   SamplingParams sampling = request.sampling;
   DG_ASSIGN(GenerateResult result,
-            generator.run(std::move(request), [&](int32_t, std::string_view text) { printer.push(text); }, &interrupt.requested()));
+            generator.run(
+                std::move(request), [&](int32_t, std::string_view text) { printer.push(text); }, &interrupt.requested()));
   printer.finish();
 
   if (json) {

@@ -80,7 +80,8 @@ void print_json(const Report& r, bool tensors) {
               {"loaded_bytes", r.store.bytes()}};
   Json formats = Json::object(), classes = Json::object(), parts = Json::array();
   for (auto& [name, bytes] : r.formats()) formats[name] = bytes;
-  for (auto& [name, total] : r.classes()) classes[name] = {{"tensors", total.count}, {"parameters", total.parameters}, {"bytes", total.bytes}};
+  for (auto& [name, total] : r.classes())
+    classes[name] = {{"tensors", total.count}, {"parameters", total.parameters}, {"bytes", total.bytes}};
   for (const CacheLayout::Part& part : r.cache.parts()) parts.push_back({{"name", part.name}, {"width", part.width}});
   out["formats"] = std::move(formats);
   out["classes"] = std::move(classes);
@@ -90,7 +91,11 @@ void print_json(const Report& r, bool tensors) {
   if (tensors) {
     Json list = Json::array();
     for (const TensorInfo& t : r.index.tensors())
-      list.push_back({{"name", t.name}, {"dtype", dtype_name(t.dtype)}, {"shape", t.shape}, {"bytes", t.bytes}, {"file", file_name(r.index.file(t.file).path())}});
+      list.push_back({{"name", t.name},
+                      {"dtype", dtype_name(t.dtype)},
+                      {"shape", t.shape},
+                      {"bytes", t.bytes},
+                      {"file", file_name(r.index.file(t.file).path())}});
     out["tensors"] = std::move(list);
   }
   print_output(json_line(out));
@@ -109,28 +114,31 @@ void print_text(const Report& r, bool tensors) {
   auto row = [&](std::string_view name, const std::string& value) { out += fmt::format("{:<18}{}\n", name, value); };
   row("model", r.path);
   row("architecture", c.architecture);
-  row("parameters", fmt::format("{} ({}); {} ({}) read for each token", grouped(r.parameters()), parameters_text(r.parameters()), grouped(r.active),
-                                parameters_text(r.active)));
+  row("parameters", fmt::format("{} ({}); {} ({}) read for each token", grouped(r.parameters()), parameters_text(r.parameters()),
+                                grouped(r.active), parameters_text(r.active)));
   row("layers", fmt::format("{}{}", c.layers, r.mtp_modules > 0 ? fmt::format(" + {} multi-token prediction", r.mtp_modules) : ""));
   row("hidden size", std::to_string(c.hidden));
   row("attention", attention_text(c));
   if (c.moe.experts > 0)
-    row("experts", fmt::format("{} of {} for each token, {} shared, first {} layers dense", c.moe.top_k, c.moe.experts, c.moe.shared, c.moe.first_dense));
+    row("experts", fmt::format("{} of {} for each token, {} shared, first {} layers dense", c.moe.top_k, c.moe.experts, c.moe.shared,
+                               c.moe.first_dense));
   row("vocabulary", grouped(c.vocab));
   row("context", fmt::format("{} tokens", grouped(c.max_position)));
-  row("checkpoint", fmt::format("{} in {} file{}, {} tensors", scaled(static_cast<int64_t>(r.index.total_bytes()), "B"), r.index.file_count(),
-                                r.index.file_count() == 1 ? "" : "s", r.index.tensors().size()));
+  row("checkpoint", fmt::format("{} in {} file{}, {} tensors", scaled(static_cast<int64_t>(r.index.total_bytes()), "B"),
+                                r.index.file_count(), r.index.file_count() == 1 ? "" : "s", r.index.tensors().size()));
   row("loaded", scaled(r.store.bytes(), "B"));
   for (auto& [name, bytes] : r.formats()) row("  " + name, scaled(bytes, "B"));
-  row("KV cache", fmt::format("{} for each token ({}); {} for {} tokens", scaled(r.cache.bytes_per_token(r.cache_dtype), "B"), dtype_name(r.cache_dtype),
-                              scaled(r.cache.bytes_per_token(r.cache_dtype) * c.max_position, "B"), grouped(c.max_position)));
+  row("KV cache", fmt::format("{} for each token ({}); {} for {} tokens", scaled(r.cache.bytes_per_token(r.cache_dtype), "B"),
+                              dtype_name(r.cache_dtype), scaled(r.cache.bytes_per_token(r.cache_dtype) * c.max_position, "B"),
+                              grouped(c.max_position)));
   out += fmt::format("\n{:<18}{:>9}{:>20}{:>14}\n", "class", "tensors", "parameters", "bytes");
   for (auto& [name, total] : r.classes())
     out += fmt::format("{:<18}{:>9}{:>20}{:>14}\n", name, total.count, grouped(total.parameters), scaled(total.bytes, "B"));
   if (tensors) {
     out += "\n";
     for (const TensorInfo& t : r.index.tensors())
-      out += fmt::format("{:<64} {:<8} {:<20} {:>12}  {}\n", t.name, dtype_name(t.dtype), shape_text(t.shape), t.bytes, file_name(r.index.file(t.file).path()));
+      out += fmt::format("{:<64} {:<8} {:<20} {:>12}  {}\n", t.name, dtype_name(t.dtype), shape_text(t.shape), t.bytes,
+                         file_name(r.index.file(t.file).path()));
   }
   print_output(out);
 }

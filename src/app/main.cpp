@@ -17,8 +17,8 @@ struct Runner {
   Result<int> (*run)(const Options&);
 };
 constexpr Runner kRunners[] = {
-    {"generate", run_generate}, {"chat", run_chat},   {"eval", run_eval},         {"inspect", run_inspect},
-    {"verify", run_verify},     {"plan", run_plan},   {"tokenize", run_tokenize}, {"synth", run_synth},   {"version", run_version},
+    {"generate", run_generate}, {"chat", run_chat},         {"eval", run_eval},   {"inspect", run_inspect}, {"verify", run_verify},
+    {"plan", run_plan},         {"tokenize", run_tokenize}, {"synth", run_synth}, {"version", run_version},
 };
 
 int fail(std::string_view where, const Error& error) {
@@ -32,8 +32,8 @@ int fail(std::string_view where, const Error& error) {
 void apply_log_level(const Options& options) {
   if (!options.has("log-level")) return;
   const std::string& level = options.text("log-level");
-  set_log_level(level == "debug"  ? LogLevel::kDebug
-                : level == "info" ? LogLevel::kInfo
+  set_log_level(level == "debug"   ? LogLevel::kDebug
+                : level == "info"  ? LogLevel::kInfo
                 : level == "error" ? LogLevel::kError
                 : level == "off"   ? LogLevel::kOff
                                    : LogLevel::kWarning);

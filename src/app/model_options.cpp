@@ -21,7 +21,8 @@ Result<std::string> model_argument(const Options& options, std::vector<std::stri
     arguments.erase(arguments.begin());
   }
   if (rest) *rest = std::move(arguments);
-  else if (!arguments.empty()) return input_error(fmt::format("unexpected argument {}: the model is {} already", in_quotes(arguments.front()), in_quotes(model)));
+  else if (!arguments.empty())
+    return input_error(fmt::format("unexpected argument {}: the model is {} already", in_quotes(arguments.front()), in_quotes(model)));
   return model;
 }
 
@@ -81,9 +82,10 @@ ChatOptions chat_options(const Options& options) {
 }
 
 Error no_chat_format(const OpenedModel& model) {
-  return input_error(fmt::format("{}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); use `dougong "
-                                 "generate --raw`, or name a format with --chat-format",
-                                 model.path));
+  return input_error(
+      fmt::format("{}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); use `dougong "
+                  "generate --raw`, or name a format with --chat-format",
+                  model.path));
 }
 
 Result<EncodedChat> encode_chat(const OpenedModel& model, const Json& messages, const Json& tools, const ChatOptions& options) {
@@ -103,9 +105,9 @@ double decode_tokens_per_s(const GenerateResult& result) {
 
 std::string statistics_line(const GenerateResult& result) {
   std::string cached = result.cached_tokens > 0 ? fmt::format(" ({} cached)", result.cached_tokens) : "";
-  return fmt::format("prompt {} tokens{}, {:.3g} s ({:.0f} tokens/s) | answer {} tokens, {:.3g} s ({:.1f} tokens/s) | {}", result.prompt_tokens,
-                     cached, result.prefill_s, prefill_tokens_per_s(result), result.ids.size(), result.decode_s, decode_tokens_per_s(result),
-                     finish_reason_name(result.reason));
+  return fmt::format("prompt {} tokens{}, {:.3g} s ({:.0f} tokens/s) | answer {} tokens, {:.3g} s ({:.1f} tokens/s) | {}",
+                     result.prompt_tokens, cached, result.prefill_s, prefill_tokens_per_s(result), result.ids.size(), result.decode_s,
+                     decode_tokens_per_s(result), finish_reason_name(result.reason));
 }
 
 std::string json_line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }

@@ -32,12 +32,14 @@ Result<PerplexityResult> measure_perplexity(Executor& executor, const std::vecto
   auto vocab = static_cast<size_t>(executor.model().config().vocab);
   for (size_t i = 0; i < sequences.size(); i++) {
     if (static_cast<int64_t>(sequences[i].size()) > max_context + 1)
-      return input_error(fmt::format("document {} has {} tokens, the context takes {}; use --perplexity-mode windows_1024, or raise "
-                                     "--max-model-len",
-                                     i + 1, sequences[i].size(), max_context));
+      return input_error(
+          fmt::format("document {} has {} tokens, the context takes {}; use --perplexity-mode windows_1024, or raise "
+                      "--max-model-len",
+                      i + 1, sequences[i].size(), max_context));
     for (int32_t id : sequences[i])
       if (id < 0 || static_cast<size_t>(id) >= vocab)
-        return input_error(fmt::format("tokenizer.json: token id {} is not in the model's vocabulary (vocab_size {} in config.json)", id, vocab));
+        return input_error(
+            fmt::format("tokenizer.json: token id {} is not in the model's vocabulary (vocab_size {} in config.json)", id, vocab));
   }
   std::vector<double> nll(sequences.size());  // apart, so that the sum does not depend on what ran together
   std::vector<Running> running;
@@ -76,7 +78,8 @@ Result<PerplexityResult> measure_perplexity(Executor& executor, const std::vecto
     if (progress) progress(result.tokens);
   }
   for (double x : nll) result.nll += x;
-  if (!std::isfinite(result.nll)) return input_error("the model's logits are not numbers (NaN): the weights are damaged; check them with `dougong verify`");
+  if (!std::isfinite(result.nll))
+    return input_error("the model's logits are not numbers (NaN): the weights are damaged; check them with `dougong verify`");
   return result;
 }
 

@@ -45,11 +45,13 @@ Result<Json> convert_line(const Options& options, const Tokenizer& tokenizer, co
     return input_error(fmt::format("{}: expected an object with the field \"{}\", found {}", where, key, in_quotes(line.substr(0, 60))));
   const Json& value = object[key];
   if (!options.flag("decode")) {
-    if (!value.is_string()) return input_error(fmt::format("{}: text: expected a string, found {}", where, in_quotes(value.dump().substr(0, 60))));
+    if (!value.is_string())
+      return input_error(fmt::format("{}: text: expected a string, found {}", where, in_quotes(value.dump().substr(0, 60))));
     return Json{{"ids", tokenizer.encode(value.get_ref<const std::string&>(), {.add_special = options.flag("bos")})}};
   }
   std::vector<int32_t> ids;
-  if (!value.is_array()) return input_error(fmt::format("{}: ids: expected a list of token ids, found {}", where, in_quotes(value.dump().substr(0, 60))));
+  if (!value.is_array())
+    return input_error(fmt::format("{}: ids: expected a list of token ids, found {}", where, in_quotes(value.dump().substr(0, 60))));
   for (const Json& item : value) {
     if (!item.is_number_integer() || item < 0 || item >= tokenizer.vocab_size())
       return input_error(fmt::format("{}: ids: expected token ids from 0 to {}, found {}", where, tokenizer.vocab_size() - 1,

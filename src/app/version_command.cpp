@@ -50,8 +50,9 @@ Result<int> run_version(const Options& options) {
     return 0;
   }
   print_output(fmt::format(
-      "dougong {} ({}, {})\ninstruction sets usable here: {}\narchitectures: {}\nweight formats (--quantization): {}\nchat formats: {}\n", kVersion,
-      kTarget, kCompiler, joined(usable_cpu_isas()), joined(architecture_names()), joined(formats), joined(prompt_encoder_names())));
+      "dougong {} ({}, {})\ninstruction sets usable here: {}\narchitectures: {}\nweight formats (--quantization): {}\nchat formats: {}\n",
+      kVersion, kTarget, kCompiler, joined(usable_cpu_isas()), joined(architecture_names()), joined(formats),
+      joined(prompt_encoder_names())));
   return 0;
 }
 

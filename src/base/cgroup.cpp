@@ -109,7 +109,8 @@ CgroupLimits read_cgroup_limits(const std::string& root) {
     if (second == std::string::npos) continue;
     std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
     if (controllers.empty()) for_each_ancestor(mount, path, [&](const std::string& f) { read_v2(limits, f); });
-    if (lists_controller(controllers, "cpu")) for_each_ancestor(mount + "/cpu", path, [&](const std::string& f) { read_v1_cpu(limits, f); });
+    if (lists_controller(controllers, "cpu"))
+      for_each_ancestor(mount + "/cpu", path, [&](const std::string& f) { read_v1_cpu(limits, f); });
     if (lists_controller(controllers, "memory"))
       for_each_ancestor(mount + "/memory", path, [&](const std::string& f) { read_v1_memory(limits, f); });
   }

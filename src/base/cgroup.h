@@ -7,8 +7,8 @@
 namespace dg {
 
 struct CgroupLimits {
-  double cpus = 0;            // CPU quota in cores; 0: none
-  int64_t memory_bytes = -1;  // memory limit; -1: none
+  double cpus = 0;                 // CPU quota in cores; 0: none
+  int64_t memory_bytes = -1;       // memory limit; -1: none
   int64_t memory_free_bytes = -1;  // what is left below the limit, reclaimable page cache counted as free; -1: no limit
 };
 

@@ -16,9 +16,9 @@ struct Core {
 };
 
 struct NumaNode {
-  int id = 0;                 // operating system number
-  int64_t memory_bytes = 0;   // 0: unknown
-  int cores = 0;              // allowed cores of the node
+  int id = 0;                // operating system number
+  int64_t memory_bytes = 0;  // 0: unknown
+  int cores = 0;             // allowed cores of the node
 };
 
 struct Topology {
@@ -29,9 +29,9 @@ struct Topology {
   double cpu_quota = 0;         // cgroup limit in cores; 0: none
   const char* source = "";      // "hwloc", "sysfs" or "count"
 
-  int cpu_count() const;      // allowed hardware threads
-  bool smt() const;           // some core has more than one
-  int worker_count() const;   // physical cores, not more than the quota (rounded up); at least 1
+  int cpu_count() const;        // allowed hardware threads
+  bool smt() const;             // some core has more than one
+  int worker_count() const;     // physical cores, not more than the quota (rounded up); at least 1
   std::string summary() const;  // "8 cores, 16 threads, 2 nodes, L2 2 MiB, L3 105 MiB"
 
   // This machine, reduced to the CPUs this process may run on. Never fails: at worst one core.

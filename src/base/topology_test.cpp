@@ -136,7 +136,8 @@ TEST(Topology, Xml) {
   ASSERT_TRUE(t.ok()) << t.error().message;
   EXPECT_EQ(t->cores.size(), 2u);
   EXPECT_EQ(t->nodes[0].memory_bytes, int64_t{8} << 30);
-  folder.file("/cut.xml", xml.substr(0, 700));
+  // Cut before the first object: hwloc 2.9 itself leaks the objects of a file cut later (640 bytes, once, at start).
+  folder.file("/cut.xml", xml.substr(0, xml.find("<object") - 3));
   auto cut = Topology::from_xml(folder.root + "/cut.xml");
   ASSERT_FALSE(cut.ok());
   EXPECT_NE(cut.error().message.find("cut.xml"), std::string::npos);

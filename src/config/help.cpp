@@ -37,7 +37,9 @@ std::string choices_text(const OptionRow& row) {
   return text;
 }
 
-bool shows_default(const OptionRow& row) { return *row.fallback && !(row.type == OptionType::kInteger && std::string_view(row.fallback) == "0"); }
+bool shows_default(const OptionRow& row) {
+  return *row.fallback && !(row.type == OptionType::kInteger && std::string_view(row.fallback) == "0");
+}
 
 std::string flag_text(const OptionRow& row) {
   std::string out = std::string("--") + row.name;
@@ -94,14 +96,15 @@ std::string program_help() {
     std::string left = fmt::format("  {} {}", command.name, command.arguments);
     out += fmt::format("{:<28}{}\n", left, command.summary);
   }
-  out += "\n`dougong COMMAND --help` explains a command. MODEL is a directory with config.json, tokenizer.json and *.safetensors as\n"
-         "published on Hugging Face, or the name of a model that is found beside the program, such as mini-r1.\n\n";
+  out +=
+      "\n`dougong COMMAND --help` explains a command. MODEL is a directory with config.json, tokenizer.json and *.safetensors as\n"
+      "published on Hugging Face, or the name of a model that is found beside the program, such as mini-r1.\n\n";
   return out + kEnvironment + "\n" + kExitCodes + "\nTry: dougong generate mini-r1 \"What is 12 + 30?\"\n";
 }
 
 std::string command_help(const CommandRow& command) {
-  std::string out = fmt::format("dougong {}: {}\n\nUsage: dougong {}{}{} [options]\n\n{}\n\nOptions:\n", command.name, command.summary, command.name,
-                                *command.arguments ? " " : "", command.arguments, command.details);
+  std::string out = fmt::format("dougong {}: {}\n\nUsage: dougong {}{}{} [options]\n\n{}\n\nOptions:\n", command.name, command.summary,
+                                command.name, *command.arguments ? " " : "", command.arguments, command.details);
   for (const OptionRow& row : option_rows())
     if (belongs_to(row, command) && !row.hidden) out += option_help(row);
   return out + "\n" + kExitCodes;
@@ -114,7 +117,8 @@ std::string options_markdown() {
   for (const CommandRow& command : command_rows())
     out += fmt::format("### dougong {}{}{}\n\n{}.\n\n```text\n{}\n```\n\n", command.name, *command.arguments ? " " : "", command.arguments,
                        command.summary, command.details);
-  out += "## Options\n\n" + std::string(kEnvironment) + "\n| option | also | values | default | commands | meaning |\n|---|---|---|---|---|---|\n";
+  out += "## Options\n\n" + std::string(kEnvironment) +
+         "\n| option | also | values | default | commands | meaning |\n|---|---|---|---|---|---|\n";
   for (const OptionRow& row : option_rows()) {
     if (row.hidden) continue;
     out += fmt::format("| `{}` | {} | {} | {} | {} | {} |\n", flag_text(row), row.aliases, cell(range_cell(row)), row.fallback,

@@ -43,10 +43,10 @@ struct OptionRow {
 
 struct CommandRow {
   const char* name;
-  const char* arguments;  // "MODEL [PROMPT]"
+  const char* arguments;             // "MODEL [PROMPT]"
   int min_arguments, max_arguments;  // max -1: any number
-  const char* summary;    // one line
-  const char* details;    // paragraphs: behaviour, fields of --json
+  const char* summary;               // one line
+  const char* details;               // paragraphs: behaviour, fields of --json
 };
 
 std::span<const OptionRow> option_rows();
@@ -62,8 +62,8 @@ class Options {
   const std::vector<std::string>& arguments() const { return arguments_; }  // without the options
 
   bool has(std::string_view name) const { return values_.contains(name); }  // whether the command has this option
-  bool given(std::string_view name) const;  // by the command line or the environment
-  bool flag(std::string_view name) const;   // false without a value
+  bool given(std::string_view name) const;                                  // by the command line or the environment
+  bool flag(std::string_view name) const;                                   // false without a value
   int64_t integer(std::string_view name) const;
   double number(std::string_view name) const;
   const std::string& text(std::string_view name) const;  // "" without a value

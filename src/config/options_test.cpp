@@ -31,7 +31,8 @@ std::string message(const std::string& command, std::vector<std::string> args, c
 }
 
 TEST(Options, BothSpellingsAliasesAndUnderscores) {
-  auto options = parse("generate", {"my model", "--max-tokens=5", "--temperature", "0.25", "-p", "hello", "--top_k", "7", "--repeat-penalty", "1.5"});
+  auto options =
+      parse("generate", {"my model", "--max-tokens=5", "--temperature", "0.25", "-p", "hello", "--top_k", "7", "--repeat-penalty", "1.5"});
   ASSERT_TRUE(options.ok()) << options.error().message;
   EXPECT_THAT(options->arguments(), ElementsAre("my model"));
   EXPECT_EQ(options->integer("max-tokens"), 5);

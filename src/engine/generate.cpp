@@ -47,15 +47,17 @@ Result<void> run_step(Executor& executor, std::span<GenerateSequence* const> run
 Result<void> check_prompt(std::span<const int32_t> prompt, Executor& executor, int64_t max_context) {
   if (prompt.empty()) return input_error("the prompt has no tokens: give it some text");
   if (static_cast<int64_t>(prompt.size()) >= max_context)
-    return input_error(fmt::format("the prompt has {} tokens, the context takes {} with at least one for the answer; shorten it or raise "
-                                   "--max-model-len",
-                                   prompt.size(), max_context));
+    return input_error(
+        fmt::format("the prompt has {} tokens, the context takes {} with at least one for the answer; shorten it or raise "
+                    "--max-model-len",
+                    prompt.size(), max_context));
   int64_t vocab = executor.model().config().vocab;
   for (int32_t id : prompt)
     if (id < 0 || id >= vocab)
-      return input_error(fmt::format("tokenizer.json: token id {} of the prompt is not in the model's vocabulary (vocab_size {} in config.json); "
-                                     "the tokenizer belongs to another model",
-                                     id, vocab));
+      return input_error(
+          fmt::format("tokenizer.json: token id {} of the prompt is not in the model's vocabulary (vocab_size {} in config.json); "
+                      "the tokenizer belongs to another model",
+                      id, vocab));
   return {};
 }
 
@@ -91,8 +93,8 @@ void Generator::reset() {
   cached_ids_.clear();
 }
 
-Result<void> generate_batch(Executor& executor, const Tokenizer& tokenizer, GenerateLimits limits, size_t count, const BatchCallbacks& callbacks,
-                            const std::atomic<bool>* cancel) {
+Result<void> generate_batch(Executor& executor, const Tokenizer& tokenizer, GenerateLimits limits, size_t count,
+                            const BatchCallbacks& callbacks, const std::atomic<bool>* cancel) {
   struct Running {
     size_t index;
     std::unique_ptr<GenerateSequence> sequence;
@@ -110,16 +112,18 @@ Result<void> generate_batch(Executor& executor, const Tokenizer& tokenizer, Gene
       if (!waiting) {
         DG_ASSIGN(GenerateRequest request, callbacks.make_request(next));
         DG_TRY(check_prompt(request.prompt, executor, limits.max_context));
-        auto sequence = std::make_unique<GenerateSequence>(std::move(request), tokenizer, std::make_unique<BlockTable>(kv), 0, limits.max_context);
+        auto sequence =
+            std::make_unique<GenerateSequence>(std::move(request), tokenizer, std::make_unique<BlockTable>(kv), 0, limits.max_context);
         int64_t blocks = (sequence->max_rows() + kv.block_tokens() - 1) / kv.block_tokens();
         waiting = std::make_unique<Running>(Running{next++, std::move(sequence), blocks});
       }
       // Admitted only if the pool can hold every running sequence at its longest: none can run out of cache half-way.
       if (promised + waiting->blocks > kv.blocks()) {
         if (running.empty())
-          return resource_error(fmt::format("KV cache: a request may need {} blocks of {} tokens, there are {}; lower --max-tokens or raise "
-                                            "--max-model-len",
-                                            waiting->blocks, kv.block_tokens(), kv.blocks()));
+          return resource_error(
+              fmt::format("KV cache: a request may need {} blocks of {} tokens, there are {}; lower --max-tokens or raise "
+                          "--max-model-len",
+                          waiting->blocks, kv.block_tokens(), kv.blocks()));
         break;
       }
       promised += waiting->blocks;

@@ -48,7 +48,7 @@ struct BatchCallbacks {
   std::function<Result<GenerateRequest>(size_t index)> make_request;
   std::function<Result<void>(size_t index, GenerateResult result)> done;
 };
-Result<void> generate_batch(Executor& executor, const Tokenizer& tokenizer, GenerateLimits limits, size_t count, const BatchCallbacks& callbacks,
-                            const std::atomic<bool>* cancel);
+Result<void> generate_batch(Executor& executor, const Tokenizer& tokenizer, GenerateLimits limits, size_t count,
+                            const BatchCallbacks& callbacks, const std::atomic<bool>* cancel);
 
 }  // namespace dg

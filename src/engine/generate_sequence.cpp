@@ -16,8 +16,8 @@ const char* finish_reason_name(FinishReason reason) {
   return "?";
 }
 
-GenerateSequence::GenerateSequence(GenerateRequest request, const Tokenizer& tokenizer, std::unique_ptr<BlockTable> blocks, int64_t computed,
-                                   int64_t max_context)
+GenerateSequence::GenerateSequence(GenerateRequest request, const Tokenizer& tokenizer, std::unique_ptr<BlockTable> blocks,
+                                   int64_t computed, int64_t max_context)
     : request_(std::move(request)),
       ids_(request_.prompt),
       computed_(computed),
@@ -49,9 +49,10 @@ Result<void> GenerateSequence::commit(std::span<const float> logits, Sampler& sa
   if (logits.empty()) return {};
   int32_t id = sampler.sample(logits, request_.sampling, history_, ids_.size());
   if (id < 0)
-    return input_error(fmt::format("the model's logits after token {} are not numbers (NaN or -inf): the weights are damaged, or too large for "
-                                   "this type; check them with `dougong verify`, or try --dtype float32",
-                                   ids_.size()));
+    return input_error(
+        fmt::format("the model's logits after token {} are not numbers (NaN or -inf): the weights are damaged, or too large for "
+                    "this type; check them with `dougong verify`, or try --dtype float32",
+                    ids_.size()));
   ids_.push_back(id);
   result_.ids.push_back(id);
   if (request_.sampling.penalises()) history_.add_output(id);
@@ -62,7 +63,8 @@ Result<void> GenerateSequence::commit(std::span<const float> logits, Sampler& sa
   }
   emit(id, stop_.push(detokenizer_.push(id)), on_token);
   if (stop_.stopped()) finish(FinishReason::kStop, on_token);
-  else if (request_.max_tokens > 0 && static_cast<int64_t>(result_.ids.size()) >= request_.max_tokens) finish(FinishReason::kLength, on_token);
+  else if (request_.max_tokens > 0 && static_cast<int64_t>(result_.ids.size()) >= request_.max_tokens)
+    finish(FinishReason::kLength, on_token);
   else if (static_cast<int64_t>(ids_.size()) >= max_context_) finish(FinishReason::kContext, on_token);
   return {};
 }

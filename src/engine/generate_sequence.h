@@ -16,16 +16,16 @@ namespace dg {
 struct GenerateRequest {
   std::vector<int32_t> prompt;
   SamplingParams sampling;
-  int64_t max_tokens = 0;          // 0: until the context is full
-  std::vector<int32_t> eos;        // ids that end the text; they are in the ids of the result, not in its text
-  std::vector<std::string> stop;   // texts that end it; neither they nor anything behind them is in the text
-  bool skip_special = true;        // special tokens give no text
+  int64_t max_tokens = 0;         // 0: until the context is full
+  std::vector<int32_t> eos;       // ids that end the text; they are in the ids of the result, not in its text
+  std::vector<std::string> stop;  // texts that end it; neither they nor anything behind them is in the text
+  bool skip_special = true;       // special tokens give no text
 };
 
 enum class FinishReason {
-  kStop,       // an eos id or a stop text
-  kLength,     // max_tokens
-  kContext,    // the context is full
+  kStop,     // an eos id or a stop text
+  kLength,   // max_tokens
+  kContext,  // the context is full
   kCancelled,
 };
 const char* finish_reason_name(FinishReason reason);  // "stop", "length", "context", "cancelled"
@@ -34,7 +34,7 @@ struct GenerateResult {
   std::vector<int32_t> ids;  // generated
   std::string text;
   FinishReason reason = FinishReason::kCancelled;
-  std::string stop;          // the stop text that was met
+  std::string stop;                              // the stop text that was met
   int64_t prompt_tokens = 0, cached_tokens = 0;  // cached: the beginning of the prompt that was not computed again
   // Only meaningful for a request that ran alone.
   double prefill_s = 0, decode_s = 0;

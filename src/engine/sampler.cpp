@@ -17,9 +17,7 @@ uint64_t mix(uint64_t x) {
 
 }  // namespace
 
-double uniform_draw(uint64_t seed, uint64_t position) {
-  return static_cast<double>(mix(mix(seed) ^ mix(~position)) >> 11) * 0x1p-53;
-}
+double uniform_draw(uint64_t seed, uint64_t position) { return static_cast<double>(mix(mix(seed) ^ mix(~position)) >> 11) * 0x1p-53; }
 
 void TokenHistory::add_prompt(std::span<const int32_t> ids) {
   for (int32_t id : ids) output_count_.try_emplace(id, 0);
@@ -88,7 +86,8 @@ int32_t Sampler::draw(std::span<const float> logits, float max, const SamplingPa
     while (count < kept && (sum < wanted || count == 0)) {
       if (count == sorted) {
         size_t next = std::min(kept, std::max<size_t>(64, sorted * 4));
-        auto begin = candidates_.begin() + static_cast<std::ptrdiff_t>(sorted), end = candidates_.begin() + static_cast<std::ptrdiff_t>(next);
+        auto begin = candidates_.begin() + static_cast<std::ptrdiff_t>(sorted),
+             end = candidates_.begin() + static_cast<std::ptrdiff_t>(next);
         if (next < kept) std::nth_element(begin, end, candidates_.end(), better);
         std::sort(begin, end, better);
         sorted = next;

@@ -87,7 +87,8 @@ TEST(Sampler, TopKTopPMinPKeepTheRenormalisedDistribution) {
     for (double& x : q) x /= sum;
     return q;
   };
-  expect_distribution(draw_counts(logits, {.temperature = 1, .top_k = 10, .seed = 1}, 50000), keep([](size_t r, double, double) { return r < 10; }));
+  expect_distribution(draw_counts(logits, {.temperature = 1, .top_k = 10, .seed = 1}, 50000),
+                      keep([](size_t r, double, double) { return r < 10; }));
   expect_distribution(draw_counts(logits, {.temperature = 1, .top_p = 0.7, .seed = 2}, 50000),
                       keep([](size_t, double before, double) { return before < 0.7; }));
   double floor = 0.1 * p[order[0]];

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 
 #include "base/json.h"
 #include "text/unicode.h"
@@ -11,10 +12,10 @@
 namespace dg {
 namespace {
 
-constexpr int64_t kMaxTokenId = (1 << 24) - 1;
+constexpr int32_t kMaxTokenId = (1 << 24) - 1;
 constexpr size_t kMaxTokenBytes = 65536;
-constexpr size_t kShortPiece = 48;          // symbols merged by scanning arrays
-constexpr int kCacheBits = 14;              // 2^14 entries: 1 MiB per scratch
+constexpr size_t kShortPiece = 48;                  // symbols merged by scanning arrays
+constexpr int kCacheBits = 14;                      // 2^14 entries: 1 MiB per scratch
 constexpr size_t kMaxPieceBytes = size_t{1} << 30;  // positions are 32-bit; a longer piece is cut here
 constexpr uint32_t kEnd = UINT32_MAX;
 
@@ -54,53 +55,55 @@ bool ByteAlphabet::append_bytes(std::string_view token, std::string& bytes) {
   return true;
 }
 
-Result<std::unique_ptr<Bpe>> Bpe::from_json(const JsonField& model, bool byte_level) {
+Result<std::unique_ptr<Bpe>> Bpe::from_json(const JsonField& model, const BpeTables& tables, bool byte_level) {
   auto bpe = std::make_unique<Bpe>();
   bpe->byte_level_ = byte_level;
-  DG_TRY(bpe->load_vocabulary(model));
+  DG_TRY(bpe->load_vocabulary(model, tables));
   DG_TRY(bpe->load_options(model));
-  DG_TRY(bpe->load_merges(model));
+  DG_TRY(bpe->load_merges(model, tables));
   bpe->fill_bytes();
   return bpe;
 }
 
-Result<void> Bpe::load_vocabulary(const JsonField& model) {
+Result<void> Bpe::load_vocabulary(const JsonField& model, const BpeTables& tables) {
   DG_ASSIGN(JsonField vocab, model.member("vocab"));
   if (!vocab.value().is_object()) return vocab.expected("an object of token: id");
-  const SortedJson::object_t& entries = vocab.value().get_ref<const SortedJson::object_t&>();
-  int64_t largest = -1;
+  if (tables.tokens.empty()) return vocab.expected("at least one token");
+  std::vector<int32_t> ids;
+  ids.reserve(tables.tokens.size());
+  int32_t largest = 0;
   size_t bytes = 0;
-  for (const auto& [token, id] : entries) {
-    const auto error_at = [&, &token = token, &id = id](std::string_view what) {
-      return JsonField(id, fmt::format("{}[\"{}\"]", vocab.path(), token.substr(0, 100))).expected(what);
-    };
-    if (!id.is_number_integer()) return error_at("an integer id");
+  for (const auto& [token, literal] : tables.tokens) {
+    int32_t id = -1;
+    const auto [end, error] = std::from_chars(literal.data(), literal.data() + literal.size(), id);
+    if (error != std::errc() || end != literal.data() + literal.size() || id < 0 || id > kMaxTokenId)
+      return input_error(fmt::format("{}[\"{}\"]: expected an id from 0 to {}, found {}", vocab.path(), token.substr(0, 100), kMaxTokenId,
+                                     literal.substr(0, 40)));
     if (token.size() > kMaxTokenBytes) return vocab.expected(fmt::format("tokens of at most {} bytes", kMaxTokenBytes));
-    const uint64_t value = id.get<uint64_t>();
-    if (value > static_cast<uint64_t>(kMaxTokenId)) return error_at(fmt::format("an id from 0 to {}", kMaxTokenId));
-    largest = std::max(largest, static_cast<int64_t>(value));
+    ids.push_back(id);
+    largest = std::max(largest, id);
     bytes += token.size();
   }
-  if (entries.empty()) return vocab.expected("at least one token");
   // A gap is harmless, but one huge id in a small vocabulary is a damaged file that would cost memory per id.
-  if (static_cast<size_t>(largest) > entries.size() * 16 + 65536)
-    return vocab.expected(fmt::format("ids near the number of tokens ({} tokens, largest id {})", entries.size(), largest));
+  if (static_cast<size_t>(largest) > ids.size() * 16 + 65536)
+    return input_error(fmt::format("{}: expected ids near the number of tokens ({}), found {}", vocab.path(), ids.size(), largest));
   tokens_.resize(static_cast<size_t>(largest) + 1);
   std::vector<bool> used(tokens_.size(), false);
-  contents_.reserve(entries.size(), bytes);
-  pieces_.reserve(entries.size(), bytes);
+  contents_.reserve(ids.size(), bytes);
+  pieces_.reserve(ids.size(), bytes);
   std::string raw;
-  for (const auto& [token, id] : entries) {
-    const int32_t value = id.get<int32_t>();
-    if (used[static_cast<size_t>(value)])
-      return input_error(fmt::format("{}[\"{}\"]: id {} is already used by \"{}\"", vocab.path(), token.substr(0, 100), value,
-                                     tokens_[static_cast<size_t>(value)].substr(0, 100)));
-    used[static_cast<size_t>(value)] = true;
-    tokens_[static_cast<size_t>(value)] = token;
-    contents_.insert(token, value);
+  for (size_t i = 0; i < ids.size(); i++) {
+    const std::string_view token = tables.tokens[i].text;
+    const size_t id = static_cast<size_t>(ids[i]);
+    if (used[id])
+      return input_error(
+          fmt::format("{}[\"{}\"]: id {} is already used by \"{}\"", vocab.path(), token.substr(0, 100), id, tokens_[id].substr(0, 100)));
+    if (!contents_.insert(token, ids[i])) return input_error(fmt::format("{}: \"{}\" occurs twice", vocab.path(), token.substr(0, 100)));
+    used[id] = true;
+    tokens_[id] = token;
     raw.clear();
-    if (!byte_level_) pieces_.insert(token, value);
-    else if (ByteAlphabet::append_bytes(token, raw)) pieces_.insert(raw, value);
+    if (!byte_level_) pieces_.insert(token, ids[i]);
+    else if (ByteAlphabet::append_bytes(token, raw)) pieces_.insert(raw, ids[i]);
   }
   reachable_ = std::vector<std::atomic<uint8_t>>(tokens_.size());
   return {};
@@ -126,45 +129,19 @@ Result<void> Bpe::load_options(const JsonField& model) {
   return {};
 }
 
-Result<void> Bpe::load_merge(const JsonField& merges, size_t index) {
-  const SortedJson& entry = merges.value()[index];
-  std::string_view left, right;
-  if (entry.is_string()) {
-    const std::string_view text = entry.get_ref<const std::string&>();
-    const size_t space = text.find(' ');
-    if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos)
-      return merges.element(index).expected("two tokens with one space between them");
-    left = text.substr(0, space);
-    right = text.substr(space + 1);
-  } else if (entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_string()) {
-    left = entry[0].get_ref<const std::string&>();
-    right = entry[1].get_ref<const std::string&>();
-  } else {
-    return merges.element(index).expected("\"a b\" or [\"a\", \"b\"]");
-  }
-  char joined[256];
-  std::string long_joined;
-  std::string_view merged;
-  if (left.size() + right.size() <= sizeof(joined)) {
-    std::copy(left.begin(), left.end(), joined);
-    std::copy(right.begin(), right.end(), joined + left.size());
-    merged = std::string_view(joined, left.size() + right.size());
-  } else {
-    long_joined.append(left).append(right);
-    merged = long_joined;
-  }
-  const int32_t a = contents_.find(left), b = contents_.find(right), c = contents_.find(merged);
-  for (const auto& [id, token] : {std::pair{a, left}, std::pair{b, right}, std::pair{c, merged}})
-    if (id < 0) return input_error(fmt::format("{}[{}]: token \"{}\" is not in the vocabulary", merges.path(), index, token.substr(0, 100)));
-  merges_.insert(a, b, {static_cast<uint32_t>(index), c});
-  return {};
-}
-
-Result<void> Bpe::load_merges(const JsonField& model) {
+Result<void> Bpe::load_merges(const JsonField& model, const BpeTables& tables) {
   DG_ASSIGN(JsonField merges, model.member("merges"));
-  DG_ASSIGN(size_t n, merges.array_size());
-  merges_.reserve(n);
-  for (size_t i = 0; i < n; i++) DG_TRY(load_merge(merges, i));
+  if (!merges.value().is_array()) return merges.expected("an array");
+  merges_.reserve(tables.merges.size());
+  std::string merged;
+  for (size_t i = 0; i < tables.merges.size(); i++) {
+    const auto& [left, right] = tables.merges[i];
+    merged.assign(left).append(right);
+    const int32_t a = contents_.find(left), b = contents_.find(right), c = contents_.find(merged);
+    for (const auto& [id, token] : {std::pair{a, left}, std::pair{b, right}, std::pair{c, std::string_view(merged)}})
+      if (id < 0) return input_error(fmt::format("{}[{}]: token \"{}\" is not in the vocabulary", merges.path(), i, token.substr(0, 100)));
+    merges_.insert(a, b, {static_cast<uint32_t>(i), c});
+  }
   return {};
 }
 

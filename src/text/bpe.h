@@ -14,6 +14,7 @@
 
 #include "base/result.h"
 #include "text/bpe_table.h"
+#include "text/bpe_tables.h"
 #include "text/tokenizer_json.h"
 
 namespace dg {
@@ -45,7 +46,8 @@ class Bpe {
   };
 
   // `byte_level`: pieces are raw bytes and the vocabulary is written in the byte alphabet.
-  static Result<std::unique_ptr<Bpe>> from_json(const JsonField& model, bool byte_level);
+  // `model` has the options; vocabulary and merges come in `tables`.
+  static Result<std::unique_ptr<Bpe>> from_json(const JsonField& model, const BpeTables& tables, bool byte_level);
 
   void encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const;
 
@@ -56,10 +58,9 @@ class Bpe {
  private:
   enum : uint8_t { kUnknown, kReachable, kUnreachable };
 
-  Result<void> load_vocabulary(const JsonField& model);
-  Result<void> load_merges(const JsonField& model);
+  Result<void> load_vocabulary(const JsonField& model, const BpeTables& tables);
+  Result<void> load_merges(const JsonField& model, const BpeTables& tables);
   Result<void> load_options(const JsonField& model);
-  Result<void> load_merge(const JsonField& merges, size_t index);
   void fill_bytes();
   void merge_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const;
   void first_symbols(std::string_view piece, std::vector<int32_t>& ids) const;
@@ -68,11 +69,11 @@ class Bpe {
 
   bool byte_level_ = false, byte_fallback_ = false, fuse_unk_ = false, ignore_merges_ = false;
   int32_t unk_id_ = -1;
-  int32_t byte_ids_[256];              // byte level: id of the symbol of a byte; else of the token <0xXX>; -1: none
+  int32_t byte_ids_[256];  // byte level: id of the symbol of a byte; else of the token <0xXX>; -1: none
   bool all_fallback_bytes_ = false;
-  std::vector<std::string> tokens_;    // by id
-  TokenTable contents_;                // as written in the file
-  TokenTable pieces_;                  // as found in pieces (raw bytes when byte_level_)
+  std::vector<std::string> tokens_;  // by id
+  TokenTable contents_;              // as written in the file
+  TokenTable pieces_;                // as found in pieces (raw bytes when byte_level_)
   MergeTable merges_;
   mutable std::vector<std::atomic<uint8_t>> reachable_;  // by id; a benign race: every thread finds the same
 };

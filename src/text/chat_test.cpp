@@ -34,12 +34,14 @@ constexpr const char* kTwoTurns = R"([{"role": "system", "content": "S"}, {"role
   {"role": "assistant", "content": "<think>\nr\n</think>\n\na1"}, {"role": "user", "content": "u2"}])";
 constexpr const char* kPlainTurns = R"([{"role": "system", "content": "S"}, {"role": "user", "content": "u1"},
   {"role": "assistant", "content": "a1"}, {"role": "user", "content": "u2"}])";
-constexpr const char* kTwoSystems = R"([{"role": "system", "content": "S1"}, {"role": "system", "content": "S2"}, {"role": "user", "content": "u"}])";
+constexpr const char* kTwoSystems = R"([{"role": "system", "content": "S1"}, {"role": "system", "content": "S2"}, {"role": "user",
+    "content": "u"}])";
 constexpr const char* kCalls = R"([{"role": "user", "content": "u"}, {"role": "assistant", "content": null, "tool_calls": [
   {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}},
   {"id": "2", "type": "function", "function": {"name": "g", "arguments": {"b": [1, 2.0], "c": "é"}}}]},
   {"role": "tool", "tool_call_id": "1", "content": "r1"}, {"role": "tool", "tool_call_id": "2", "content": "r2"})";
-constexpr const char* kTools = R"([{"type": "function", "function": {"name": "f", "description": "Does f", "parameters": {"type": "object", "properties": {}}}}])";
+constexpr const char* kTools = R"([{"type": "function", "function": {"name": "f", "description": "Does f",
+    "parameters": {"type": "object", "properties": {}}}}])";
 
 TEST(Chat, DeepseekLlm) {
   EXPECT_EQ(prompt("deepseek_llm", kPlainTurns), "S\n\nUser: u1\n\nAssistant: a1<｜end▁of▁sentence｜>User: u2\n\nAssistant:");
@@ -55,7 +57,8 @@ TEST(Chat, DeepseekV3) {
   EXPECT_EQ(prompt("deepseek_v3", kTwoSystems), std::string(kB) + "S1\n\nS2<｜User｜>u<｜Assistant｜>");
   EXPECT_EQ(prompt("deepseek_v3", (std::string(kCalls) + R"(, {"role": "assistant", "content": "done"}])").c_str()),
             std::string(kB) +
-                "<｜User｜>u<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜>\n"
+                "<｜User｜>u<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"a\": "
+                    "1}\n```<｜tool▁call▁end｜>\n"
                 "<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{\"b\": [1, 2.0], \"c\": \"é\"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
                 "<｜end▁of▁sentence｜><｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>r1<｜tool▁output▁end｜>\n<｜tool▁output▁begin｜>r2"
                 "<｜tool▁output▁end｜><｜tool▁outputs▁end｜>done<｜end▁of▁sentence｜><｜Assistant｜>");
@@ -108,7 +111,8 @@ TEST(Chat, DeepseekV31) {
                 "S\n\n## Tools\nYou have access to the following tools:\n\n### f\nDescription: Does f\n\n"
                 "Parameters: {\"type\": \"object\", \"properties\": {}}\n\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
                 "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>"
-                "{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n\n- `tool_call_name` must be an exact match to one of the available tools\n"
+                "{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n\n- `tool_call_name` must be an exact match to one of the "
+                    "available tools\n"
                 "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
                 "- For multiple tool calls, chain them directly without separators or spaces\n<｜User｜>u<｜Assistant｜></think>");
 }
@@ -128,12 +132,18 @@ TEST(Chat, Qwen3) {
             "<|im_start|>user\nu2<|im_end|>\n<|im_start|>assistant\n");
   EXPECT_TRUE(prompt("qwen3", kTwoTurns, "null", {.thinking = false}).ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
   EXPECT_EQ(prompt("qwen3", (std::string(kCalls) + "]").c_str(), kTools),
-            "<|im_start|>system\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
-            "signatures within <tools></tools> XML tags:\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": "
-            "\"Does f\", \"parameters\": {\"type\": \"object\", \"properties\": {}}}}\n</tools>\n\nFor each function call, return a json object "
-            "with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": "
-            "<args-json-object>}\n</tool_call><|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", "
-            "\"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {\"b\": [1, 2.0], \"c\": \"é\"}}\n</tool_call>"
+            "<|im_start|>system\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
+                "function "
+            "signatures within <tools></tools> XML tags:\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", "
+                "\"description\": "
+            "\"Does f\", \"parameters\": {\"type\": \"object\", \"properties\": {}}}}\n</tools>\n\nFor each function call, return a json "
+                "object "
+            "with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, "
+                "\"arguments\": "
+            "<args-json-object>}\n</tool_call><|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": "
+                "\"f\", "
+            "\"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {\"b\": [1, 2.0], \"c\": "
+                "\"é\"}}\n</tool_call>"
             "<|im_end|>\n<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"
             "<|im_start|>assistant\n");
   // reasoning of the current turn stays, that of earlier turns goes
@@ -143,7 +153,8 @@ TEST(Chat, Qwen3) {
 }
 
 TEST(Chat, ContentPartsAreConcatenated) {
-  const char* messages = R"([{"role": "developer", "content": "D"}, {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}])";
+  const char* messages = R"([{"role": "developer", "content": "D"}, {"role": "user", "content": [{"type": "text", "text": "a"},
+      {"type": "text", "text": "b"}]}])";
   EXPECT_EQ(prompt("deepseek_v3", messages), std::string(kB) + "D<｜User｜>ab<｜Assistant｜>");
   auto jinja = encoder("jinja", {.chat_template = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"});
   auto text = jinja->render(Json::parse(messages), nullptr, {});
@@ -157,8 +168,10 @@ TEST(Chat, ContinuesTheFinalMessage) {
   EXPECT_EQ(prompt("deepseek_llm", messages, "null", options), "User: u\n\nAssistant: It is ");
   EXPECT_EQ(prompt("deepseek_v3", messages, "null", options), std::string(kB) + "<｜User｜>u<｜Assistant｜>It is ");
   EXPECT_EQ(prompt("deepseek_v31", messages, "null", options), std::string(kB) + "<｜User｜>u<｜Assistant｜></think>It is ");
-  EXPECT_EQ(prompt("qwen3", messages, "null", options), "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nIt is ");
-  auto jinja = encoder("jinja", {.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}{{ 'G' if add_generation_prompt }}"});
+  EXPECT_EQ(prompt("qwen3", messages, "null", options), "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nIt "
+      "is ");
+  auto jinja = encoder("jinja", {.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}{{ 'G' if "
+      "add_generation_prompt }}"});
   auto text = jinja->render(Json::parse(messages), nullptr, options);
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(*text, "<user>u</><assistant>It is ");
@@ -178,13 +191,15 @@ TEST(Chat, ErrorsNameTheField) {
     EXPECT_EQ(error_of(name, R"([{"content": "x"}])"), "messages[0].role: expected a string, found nothing");
     EXPECT_EQ(error_of(name, R"([{"role": "us\ner", "content": "x"}])"),
               "messages[0].role: expected system, developer, user, assistant or tool, found \"us\\ner\"");
-    EXPECT_EQ(error_of(name, R"([{"role": "user", "content": 5}])"), "messages[0].content: expected a string or a list of text parts, found a number");
+    EXPECT_EQ(error_of(name, R"([{"role": "user", "content": 5}])"),
+        "messages[0].content: expected a string or a list of text parts, found a number");
     EXPECT_EQ(error_of(name, R"([{"role": "user"}])"), "messages[0].content: expected a string or a list of text parts, found nothing");
     EXPECT_EQ(error_of(name, R"([{"role": "user", "content": [{"type": "image_url"}]}])"),
               "messages[0].content[0].type: expected \"text\" (this server reads text only), found \"image_url\"");
     EXPECT_EQ(error_of(name, R"([{"role": "user", "content": "x"}, {"role": "tool", "content": "r"}])"),
               "messages[1].role: a tool message must follow an assistant message with tool_calls");
-    EXPECT_EQ(error_of(name, R"([{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}, {"role": "tool", "tool_call_id": "b", "content": "r"}])"),
+    EXPECT_EQ(error_of(name, R"([{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f"}}]}, {"role": "tool",
+        "tool_call_id": "b", "content": "r"}])"),
               "messages[1].tool_call_id: expected the id of a call in messages[0].tool_calls, found \"b\"");
     EXPECT_EQ(error_of(name, R"([{"role": "assistant", "content": null}])"),
               "messages[0].content: expected a string (only a message with tool_calls may have none), found nothing");
@@ -202,15 +217,18 @@ TEST(Chat, ChoosingAnEncoder) {
   auto none = make_prompt_encoder({.model_type = "deepseek_v3"});
   ASSERT_FALSE(none.ok());
   EXPECT_EQ(none.error().message,
-            "chat template: the model (model_type \"deepseek_v3\") has none in tokenizer_config.json or chat_template.jinja; pass --chat-format with "
-            "one of jinja, deepseek_llm, deepseek_v2, deepseek_v3, deepseek_v3_0324, deepseek_r1, deepseek_r1_0528, deepseek_v31, mini_r1, qwen3");
+            "chat template: the model (model_type \"deepseek_v3\") has none in tokenizer_config.json or chat_template.jinja; pass "
+                "--chat-format with "
+            "one of jinja, deepseek_llm, deepseek_v2, deepseek_v3, deepseek_v3_0324, deepseek_r1, deepseek_r1_0528, deepseek_v31, "
+                "mini_r1, qwen3");
   auto unknown = make_prompt_encoder({}, "gpt");
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(unknown.error().message.find("--chat-format: expected auto or one of jinja, "), 0u);
   auto broken = make_prompt_encoder({.chat_template = "{% if %}"});
   ASSERT_FALSE(broken.ok());
   EXPECT_EQ(broken.error().message.find("chat template, line 1: syntax error"), 0u);
-  auto other = make_prompt_encoder({.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"});
+  auto other = make_prompt_encoder({.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt "
+      "%}<think>\n{% endif %}"});
   ASSERT_TRUE(other.ok());
   EXPECT_STREQ((*other)->name(), "jinja");
   EXPECT_TRUE((*other)->starts_in_reasoning({}));

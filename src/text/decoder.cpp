@@ -129,7 +129,8 @@ Result<void> Decoder::append_typed(const JsonField& field, std::string_view type
     return {};
   }
   // Steps on the joined text cannot be streamed token by token; only Strip (and a repeated join) is needed there.
-  if (joined_ && type != "Strip" && type != "Fuse") return field.unsupported(fmt::format("decoder {} after ByteLevel or Fuse", type), "Strip, Fuse");
+  if (joined_ && type != "Strip" && type != "Fuse")
+    return field.unsupported(fmt::format("decoder {} after ByteLevel or Fuse", type), "Strip, Fuse");
   if (type == "Strip") return append_strip(field);
   if (type == "Metaspace") return append_metaspace(field);
   Step step{};

@@ -37,10 +37,10 @@ class Decoder {
   enum class Kind { kByteLevel, kReplace, kByteFallback, kFuse, kStrip, kMetaspace };
   struct Step {
     Kind kind;
-    std::vector<Regex> regex;       // kReplace: one
-    std::string content;            // kReplace, kStrip, kMetaspace (the replacement character)
-    size_t left = 0, right = 0;     // kStrip
-    bool drop_first = false;        // kMetaspace
+    std::vector<Regex> regex;    // kReplace: one
+    std::string content;         // kReplace, kStrip, kMetaspace (the replacement character)
+    size_t left = 0, right = 0;  // kStrip
+    bool drop_first = false;     // kMetaspace
   };
   Result<void> append(const JsonField& field, int depth);
   Result<void> append_typed(const JsonField& field, std::string_view type, int depth);
@@ -49,7 +49,7 @@ class Decoder {
   static void apply(const Step& step, std::vector<std::string>& tokens, bool first);
 
   std::vector<Step> steps_;
-  bool joined_ = false;         // while loading: a step has made one string of all tokens
+  bool joined_ = false;  // while loading: a step has made one string of all tokens
   bool concatenates_ = false;
 };
 

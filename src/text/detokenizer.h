@@ -26,11 +26,11 @@ class StreamDetokenizer {
   const Tokenizer& tokenizer_;
   const bool skip_special_;
   bool started_ = false;
-  size_t strip_left_ = 0;      // how often strip_content_ is still to be removed from the beginning
+  size_t strip_left_ = 0;  // how often strip_content_ is still to be removed from the beginning
   std::string strip_content_;
   bool drops_blanks_ = false;
   std::string separator_;
-  std::string pending_;        // not handed out yet
+  std::string pending_;  // not handed out yet
 };
 
 }  // namespace dg

@@ -74,7 +74,8 @@ void set_name(Scope& scope, std::string_view name, Value value) {
 }
 
 Interpreter::Nesting::Nesting(Interpreter& interpreter) : in(interpreter) {
-  if (in.depth_ >= in.limits_.max_depth) throw Failure{fmt::format("evaluation nested deeper than {} levels (endless recursion?)", in.limits_.max_depth)};
+  if (in.depth_ >= in.limits_.max_depth)
+    throw Failure{fmt::format("evaluation nested deeper than {} levels (endless recursion?)", in.limits_.max_depth)};
   in.depth_++;
 }
 

@@ -172,7 +172,7 @@ Value Interpreter::evaluate_compare(const Expr& e, Scope& scope) {
 Value Interpreter::evaluate_slice(const Expr& e, Scope& scope) {
   Value object = evaluate(*e.items[0], scope);
   Value bounds[3];
-  for (int i = 0; i < 3; i++) bounds[i] = e.items[static_cast<size_t>(i) + 1] ? evaluate(*e.items[static_cast<size_t>(i) + 1], scope) : Value::none();
+  for (size_t i = 0; i < 3; i++) bounds[i] = e.items[i + 1] ? evaluate(*e.items[i + 1], scope) : Value::none();
   if (object.is_undefined()) throw Failure{object.text()};
   int64_t step = 1;
   if (!bounds[2].is_none()) {

@@ -198,12 +198,13 @@ Value to_json_filter(Interpreter& in, const Value& input, const Args& args) {
   style.ensure_ascii = bound.flag(0, false);
   style.sort_keys = bound.flag(3, false);
   // Jinja2's own filter has indent as its first argument, transformers' has ensure_ascii: `tojson(4)` means indentation
-  if (bound[0] && bound[0]->kind() == Kind::kInt && !bound[1]) style.indent = static_cast<int>(std::clamp<int64_t>(bound[0]->as_integer(), 0, 64));
+  auto indentation = [](int64_t n) { return static_cast<int>(std::clamp<int64_t>(n, 0, 64)); };
+  if (bound[0] && bound[0]->kind() == Kind::kInt && !bound[1]) style.indent = indentation(bound[0]->as_integer());
   if (bound[0] && bound[0]->kind() == Kind::kInt) style.ensure_ascii = false;
   if (bound[1] && bound[1]->is_string()) {
     style.indent_text = bound[1]->text();
   } else if (bound[1] && !bound[1]->is_none()) {
-    style.indent = static_cast<int>(std::clamp<int64_t>(bound.integer(1, 0), 0, 64));
+    style.indent = indentation(bound.integer(1, 0));
   }
   if (style.indent >= 0 || !style.indent_text.empty()) style.item_separator = ",";
   if (bound[2] && !bound[2]->is_none()) {
@@ -242,7 +243,8 @@ Value truncate(Interpreter& in, const Value& input, const Args& args) {
   int64_t limit = bound.integer(0, 255), leeway = std::clamp<int64_t>(bound.integer(3, 5), 0, 1 << 20);
   int64_t end_length = static_cast<int64_t>(count_characters(end));
   if (limit < end_length) throw Failure{fmt::format("truncate: expected length >= {}, found {}", end_length, limit)};
-  if (static_cast<int64_t>(count_characters(text)) <= std::min<int64_t>(limit, INT64_MAX - leeway) + leeway) return in.heap.string(std::move(text));
+  int64_t allowed = std::min<int64_t>(limit, INT64_MAX - leeway) + leeway;
+  if (static_cast<int64_t>(count_characters(text)) <= allowed) return in.heap.string(std::move(text));
   text.resize(byte_offset(text, static_cast<size_t>(limit - end_length)));
   if (!bound.flag(1, false)) text = text.substr(0, text.rfind(' '));
   return in.heap.string(text + end);

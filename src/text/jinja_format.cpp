@@ -129,8 +129,9 @@ std::string percent_format(Heap& heap, std::string_view format, const Value& arg
     if (i < format.size() && format[i] == '(') {
       size_t close = format.find(')', i);
       if (close == std::string_view::npos || !args.is_dict()) throw Failure{"format requires a mapping"};
-      named = find_text(heap, args.dict(), format.substr(i + 1, close - i - 1));
-      if (!named) throw Failure{fmt::format("a format names the missing key {}", python_repr(format.substr(i + 1, std::min<size_t>(close - i - 1, 40))))};
+      std::string_view key = format.substr(i + 1, close - i - 1);
+      named = find_text(heap, args.dict(), key);
+      if (!named) throw Failure{fmt::format("a format names the missing key {}", python_repr(key.substr(0, 40)))};
       i = close + 1;
     }
     Spec spec;

@@ -14,9 +14,11 @@ constexpr int64_t kMaxRange = 100'000;  // as jinja2's sandbox
 
 Value range(Interpreter& in, const Args& args) {
   Bound bound("range()", args, {"start", "stop", "step"});
-  for (size_t i = 0; i < 3; i++)
-    if (bound[i] && !bound[i]->is_integer())
-      throw Failure{bound[i]->is_undefined() ? bound[i]->text() : fmt::format("range(): expected integers, found {}", type_name(*bound[i]))};
+  for (size_t i = 0; i < 3; i++) {
+    if (!bound[i] || bound[i]->is_integer()) continue;
+    if (bound[i]->is_undefined()) throw Failure{bound[i]->text()};
+    throw Failure{fmt::format("range(): expected integers, found {}", type_name(*bound[i]))};
+  }
   bound.required(0);
   int64_t start = bound[1] ? bound.integer(0, 0) : 0, stop = bound[1] ? bound.integer(1, 0) : bound.integer(0, 0);
   int64_t step = bound.integer(2, 1);
@@ -128,8 +130,8 @@ Value cycler(Interpreter& in, const Args& args) {
 }
 
 constexpr std::pair<std::string_view, Function> kGlobals[] = {
-    {"range", range},   {"dict", dict},     {"namespace", make_namespace}, {"raise_exception", raise_exception}, {"strftime_now", strftime_now},
-    {"joiner", joiner}, {"cycler", cycler},
+    {"range", range}, {"dict", dict}, {"namespace", make_namespace}, {"raise_exception", raise_exception},
+    {"strftime_now", strftime_now}, {"joiner", joiner}, {"cycler", cycler},
 };
 
 }  // namespace

@@ -191,7 +191,8 @@ const Value& Bound::required(size_t i) const {
 
 int64_t Bound::integer(size_t i, int64_t otherwise) const {
   if (!values_[i] || values_[i]->is_none()) return otherwise;
-  if (!values_[i]->is_integer()) throw Failure{fmt::format("{}: argument '{}' must be an integer, not {}", what_, names_[i], type_name(*values_[i]))};
+  if (!values_[i]->is_integer())
+    throw Failure{fmt::format("{}: argument '{}' must be an integer, not {}", what_, names_[i], type_name(*values_[i]))};
   return values_[i]->as_integer();
 }
 

@@ -77,7 +77,8 @@ Value affix(Interpreter& in, const Value& self, const Args& args, bool start) {
   std::vector<Value> choices = wanted.kind() == Kind::kTuple ? wanted.items() : std::vector<Value>{wanted};
   const std::string& text = self.text();
   for (auto& choice : choices) {
-    if (!choice.is_string()) throw Failure{fmt::format("{} first arg must be str or a tuple of str, not {}", start ? "startswith" : "endswith", type_name(choice))};
+    if (!choice.is_string())
+      throw Failure{fmt::format("{}: expected a string or a tuple of strings, not {}", start ? "startswith" : "endswith", type_name(choice))};
     in.heap.charge(1 + choice.text().size() / 64);
     if (start ? text.starts_with(choice.text()) : text.ends_with(choice.text())) return Value::boolean(true);
   }
@@ -177,7 +178,9 @@ Value all_characters(Interpreter& in, const Value& self, F f) {
   return Value::boolean(!text.empty());
 }
 bool ascii_digit(uint32_t c) { return c >= '0' && c <= '9'; }
-bool letter(uint32_t c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= 0xc0 && c != 0xd7 && c != 0xf7 && !is_space(c)); }
+bool letter(uint32_t c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= 0xc0 && c != 0xd7 && c != 0xf7 && !is_space(c));
+}
 Value isdigit_text(Interpreter& in, const Value& self, const Args&) { return all_characters(in, self, ascii_digit); }
 Value isalpha_text(Interpreter& in, const Value& self, const Args&) { return all_characters(in, self, letter); }
 Value isalnum_text(Interpreter& in, const Value& self, const Args&) {

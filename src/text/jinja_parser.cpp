@@ -228,7 +228,8 @@ ExprPtr Parser::parse_target(bool attributes) {
       target->kind = ExprKind::kName;
       target->line = token().line;
       target->name = expect_name("the name of a variable");
-      static constexpr std::string_view kReserved[] = {"true", "false", "none", "True", "False", "None", "not", "and", "or", "if", "in", "is"};
+      static constexpr std::string_view kReserved[] = {"true", "false", "none", "True", "False", "None",
+                                                       "not",  "and",   "or",   "if",   "in",    "is"};
       if (std::find(std::begin(kReserved), std::end(kReserved), target->name) != std::end(kReserved))
         fail(fmt::format("cannot assign to '{}'", target->name));
       if (attributes && skip_operator(".")) {

@@ -281,8 +281,9 @@ ExprPtr Parser::parse_test(ExprPtr input) {
   } else {
     static constexpr std::string_view kWords[] = {"else", "or", "and", "if", "is", "not", "in", "recursive"};
     const Token& t = token();
-    bool argument = t.kind == TokenKind::kString || t.kind == TokenKind::kInteger || t.kind == TokenKind::kFloat || is_operator("[") ||
-                    is_operator("{") || (t.kind == TokenKind::kName && std::find(std::begin(kWords), std::end(kWords), t.text) == std::end(kWords));
+    bool word = t.kind == TokenKind::kName && std::find(std::begin(kWords), std::end(kWords), t.text) == std::end(kWords);
+    bool literal = t.kind == TokenKind::kString || t.kind == TokenKind::kInteger || t.kind == TokenKind::kFloat;
+    bool argument = word || literal || is_operator("[") || is_operator("{");
     if (argument) {
       Nesting nesting(*this);
       adopt(*e, parse_postfix(parse_primary()));

@@ -20,6 +20,8 @@ bool rest_is(Interpreter& in, const Value& value, int64_t divisor, int64_t rest)
 
 bool is_iterable(const Value& v) { return v.is_undefined() || v.is_string() || v.is_sequence() || v.is_dict(); }
 
+bool is_filter(std::string_view name) { return find_text_filter(name) || find_sequence_filter(name); }
+
 constexpr std::pair<std::string_view, Test> kTests[] = {
     {"defined", [](Interpreter&, const Value& v) { return !v.is_undefined(); }},
     {"undefined", [](Interpreter&, const Value& v) { return v.is_undefined(); }},
@@ -39,15 +41,19 @@ constexpr std::pair<std::string_view, Test> kTests[] = {
     {"even", [](Interpreter& in, const Value& v) { return rest_is(in, v, 2, 0); }},
     {"lower", [](Interpreter& in, const Value& v) { return is_lower(to_text(in.heap, v)); }},
     {"upper", [](Interpreter& in, const Value& v) { return is_upper(to_text(in.heap, v)); }},
-    {"filter", [](Interpreter&, const Value& v) { return v.is_string() && (find_text_filter(v.text()) || find_sequence_filter(v.text())); }},
+    {"filter", [](Interpreter&, const Value& v) { return v.is_string() && is_filter(v.text()); }},
 };
 
 constexpr BinaryTest kEqual = [](Interpreter& in, const Value& v, const Value& x) { return equal(in.heap, v, x); };
 constexpr BinaryTest kDifferent = [](Interpreter& in, const Value& v, const Value& x) { return !equal(in.heap, v, x); };
 constexpr BinaryTest kLess = [](Interpreter& in, const Value& v, const Value& x) { return less(in.heap, v, x, "<"); };
 constexpr BinaryTest kGreater = [](Interpreter& in, const Value& v, const Value& x) { return less(in.heap, x, v, ">"); };
-constexpr BinaryTest kAtMost = [](Interpreter& in, const Value& v, const Value& x) { return less(in.heap, v, x, "<=") || equal(in.heap, v, x); };
-constexpr BinaryTest kAtLeast = [](Interpreter& in, const Value& v, const Value& x) { return less(in.heap, x, v, ">=") || equal(in.heap, v, x); };
+constexpr BinaryTest kAtMost = [](Interpreter& in, const Value& v, const Value& x) {
+  return less(in.heap, v, x, "<=") || equal(in.heap, v, x);
+};
+constexpr BinaryTest kAtLeast = [](Interpreter& in, const Value& v, const Value& x) {
+  return less(in.heap, x, v, ">=") || equal(in.heap, v, x);
+};
 
 constexpr std::pair<std::string_view, BinaryTest> kBinaryTests[] = {
     {"eq", kEqual},       {"equalto", kEqual},       {"==", kEqual},   {"ne", kDifferent},   {"!=", kDifferent},

@@ -21,8 +21,8 @@ class Normalizer {
   enum class Kind { kNfc, kNfd, kNfkc, kNfkd, kPrepend, kReplace, kLowercase, kStrip, kStripAccents };
   struct Step {
     Kind kind;
-    std::string content;      // kPrepend, kReplace
-    std::vector<Regex> regex; // kReplace: one
+    std::string content;             // kPrepend, kReplace
+    std::vector<Regex> regex;        // kReplace: one
     bool left = true, right = true;  // kStrip
   };
   static Result<void> append(const JsonField& field, int depth, std::vector<Step>& steps);

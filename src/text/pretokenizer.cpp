@@ -56,8 +56,8 @@ Result<void> PreTokenizer::append_metaspace(const JsonField& field) {
   Stage stage;
   stage.kind = Kind::kMetaspace;
   DG_ASSIGN(stage.replacement, field.text_or("replacement", "▁"));
-  if (stage.replacement.empty() || unicode::decode(stage.replacement.data(), stage.replacement.data() + stage.replacement.size()).bytes !=
-                                       stage.replacement.size())
+  if (stage.replacement.empty() ||
+      unicode::decode(stage.replacement.data(), stage.replacement.data() + stage.replacement.size()).bytes != stage.replacement.size())
     return field.expected("a \"replacement\" of one character");
   DG_ASSIGN(bool legacy_prefix, field.boolean_or("add_prefix_space", true));
   DG_ASSIGN(const std::string scheme, field.text_or("prepend_scheme", legacy_prefix ? "always" : "never"));
@@ -103,7 +103,8 @@ Result<void> PreTokenizer::append(const JsonField& field, int depth) {
   // \w of Rust's regex crate has the two joiners, too
   if (type == "Whitespace") return append_split("[\\w\\x{200c}\\x{200d}]+|[^\\w\\s\\x{200c}\\x{200d}]+", Behavior::kRemoved, true);
   if (type == "WhitespaceSplit") return append_split("\\s", Behavior::kRemoved, false);
-  return field.unsupported("pre-tokenizer " + type, "Sequence, Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit");
+  return field.unsupported("pre-tokenizer " + type,
+                           "Sequence, Split, ByteLevel, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit");
 }
 
 void PreTokenizer::split(std::string_view text, bool at_start, Scratch& scratch, PieceSink& sink) const {
@@ -140,9 +141,7 @@ void PreTokenizer::run_split(size_t stage, std::string_view text, bool at_start,
   const Stage& s = stages_[stage];
   Regex::Finder finder(s.regex[0], text, scratch[stage].regex);
   Regex::Match match;
-  auto emit = [&](size_t begin, size_t end) {
-    run(stage + 1, text.substr(begin, end - begin), at_start && begin == 0, scratch, sink);
-  };
+  auto emit = [&](size_t begin, size_t end) { run(stage + 1, text.substr(begin, end - begin), at_start && begin == 0, scratch, sink); };
   if (s.behavior == Behavior::kIsolated) {
     size_t done = 0;
     while (finder.next(match)) {
@@ -160,8 +159,9 @@ void PreTokenizer::run_split(size_t stage, std::string_view text, bool at_start,
   auto add = [&](size_t begin, size_t end, bool is_match) {
     is_match = is_match != s.invert;
     const bool previous = !spans.empty() && spans.back().is_match;
-    const bool joins = s.behavior == Behavior::kContiguous ? !spans.empty() && is_match == previous
-                                                           : s.behavior == Behavior::kMergedWithPrevious && !spans.empty() && is_match && !previous;
+    const bool joins = s.behavior == Behavior::kContiguous
+                           ? !spans.empty() && is_match == previous
+                           : s.behavior == Behavior::kMergedWithPrevious && !spans.empty() && is_match && !previous;
     if (joins) {
       spans.back().end = end;
       spans.back().is_match = is_match;

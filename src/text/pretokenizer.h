@@ -29,7 +29,7 @@ class PreTokenizer {
   };
   struct StageScratch {
     Regex::Scratch regex;
-    std::string text;         // what the stage rewrote its piece to
+    std::string text;  // what the stage rewrote its piece to
     std::vector<Span> spans;
   };
   using Scratch = std::vector<StageScratch>;
@@ -51,8 +51,8 @@ class PreTokenizer {
     Kind kind = Kind::kSplit;
     Behavior behavior = Behavior::kIsolated;
     bool invert = false;
-    std::vector<Regex> regex;   // kSplit: one
-    std::string replacement;    // kMetaspace
+    std::vector<Regex> regex;  // kSplit: one
+    std::string replacement;   // kMetaspace
     Prepend prepend = Prepend::kAlways;
   };
   static Result<Behavior> behavior_of(const JsonField& field, std::string_view fallback);

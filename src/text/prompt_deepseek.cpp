@@ -112,7 +112,8 @@ class TaggedEncoder : public NativeEncoder {
     if (calls.empty()) return;
     out += kCallsBegin;
     for (size_t i = 0; i < calls.size(); i++)
-      append(out, i > 0 ? "\n" : "", kCallBegin, calls[i].type, kCallSep, calls[i].name, "\n```json\n", calls[i].arguments, "\n```", kCallEnd);
+      append(out, i > 0 ? "\n" : "", kCallBegin, calls[i].type, kCallSep, calls[i].name, "\n```json\n", calls[i].arguments, "\n```",
+             kCallEnd);
     out += kCallsEnd;
   }
 
@@ -134,7 +135,8 @@ class HybridEncoder : public NativeEncoder {
   bool describes_tools() const override { return true; }
 
  private:
-  std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools, const ChatOptions& options) const override {
+  std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools,
+                    const ChatOptions& options) const override {
     bool any_system = false, thinking = generation_thinks(options);
     std::string out = bos_ + system_text(messages, true, any_system);
     if (!tools.empty()) write_tools(tools, any_system || !style_.tag_every_turn, out);

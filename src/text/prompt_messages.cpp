@@ -81,7 +81,8 @@ Result<std::vector<ChatToolCall>> read_calls(const Json& calls, const std::strin
     std::string at = fmt::format("{}[{}]", where, i);
     if (!calls[i].is_object()) return wrong(at, "an object with a function", json_type(calls[i]));
     const Json* function = member(calls[i], "function");
-    if (!function || !function->is_object()) return wrong(at + ".function", "an object with name and arguments", function ? json_type(*function) : "nothing");
+    if (!function || !function->is_object())
+      return wrong(at + ".function", "an object with name and arguments", function ? json_type(*function) : "nothing");
     ChatToolCall call;
     if (const Json* id = member(calls[i], "id"); id && id->is_string()) call.id = id->get<std::string>();
     const Json* type = member(calls[i], "type");
@@ -168,7 +169,8 @@ Result<std::vector<ChatTool>> read_chat_tools(const Json& tools) {
     std::string where = fmt::format("tools[{}]", i);
     if (!tools[i].is_object()) return wrong(where, "an object with a function", json_type(tools[i]));
     const Json* function = member(tools[i], "function");
-    if (!function || !function->is_object()) return wrong(where + ".function", "an object with a name", function ? json_type(*function) : "nothing");
+    if (!function || !function->is_object())
+      return wrong(where + ".function", "an object with a name", function ? json_type(*function) : "nothing");
     ChatTool tool;
     DG_ASSIGN(tool.name, read_text(*function, "name", where + ".function"));
     if (const Json* description = member(*function, "description")) {
@@ -176,7 +178,8 @@ Result<std::vector<ChatTool>> read_chat_tools(const Json& tools) {
       tool.description = description->get<std::string>();
     }
     const Json* parameters = member(*function, "parameters");
-    if (parameters && !parameters->is_object()) return wrong(where + ".function.parameters", "an object with a JSON schema", json_type(*parameters));
+    if (parameters && !parameters->is_object())
+      return wrong(where + ".function.parameters", "an object with a JSON schema", json_type(*parameters));
     tool.parameters = parameters ? python_json(*parameters) : "{}";
     tool.whole = python_json(tools[i]);
     out.push_back(std::move(tool));

@@ -20,7 +20,8 @@ Result<std::string> NativeEncoder::render(const Json& messages, const Json& tool
     if (!read_tools.empty()) return input_error(fmt::format("tools: the chat format {} {}", name_, advice));
     for (size_t i = 0; i < read.size(); i++)
       if (read[i].role == ChatRole::kTool || !read[i].calls.empty())
-        return input_error(fmt::format("messages[{}].{}: the chat format {} {}", i, read[i].calls.empty() ? "role" : "tool_calls", name_, advice));
+        return input_error(
+            fmt::format("messages[{}].{}: the chat format {} {}", i, read[i].calls.empty() ? "role" : "tool_calls", name_, advice));
   }
   return write(read, read_tools, options);
 }

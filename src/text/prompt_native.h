@@ -21,7 +21,8 @@ class NativeEncoder : public PromptEncoder {
   virtual bool describes_tools() const { return false; }  // writes the descriptions of `tools` into the prompt
 
  protected:
-  virtual std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools, const ChatOptions& options) const = 0;
+  virtual std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools,
+                            const ChatOptions& options) const = 0;
   virtual bool generation_thinks(const ChatOptions& options) const = 0;  // the generation prompt opens <think>
 
   std::string bos_, eos_;

@@ -7,7 +7,8 @@ namespace {
 
 constexpr const char* kTools = R"([{"type": "function", "function": {"name": "look_up", "description": "Finds <things> & \"more\"",
   "parameters": {"type": "object", "properties": {"q": {"type": "string", "description": "中文"}, "n": {"type": "number", "maximum": 1.0}},
-  "required": ["q"]}}}, {"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}}}])";
+  "required": ["q"]}}}, {"type": "function", "function": {"name": "now", "description": "", "parameters": {"type": "object",
+  "properties": {}}}}])";
 
 struct Probe {
   const char* messages;
@@ -21,8 +22,10 @@ constexpr Probe kProbes[] = {
     {R"([{"role": "system", "content": "s1"}, {"role": "user", "content": "u1"}, {"role": "system", "content": "s2"},
          {"role": "assistant", "content": "a1"}, {"role": "user", "content": "u2"}])"},
     {R"([{"role": "system", "content": "s1"}, {"role": "system", "content": "s2"}, {"role": "user", "content": ""}])"},
-    {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": "<think>\nr1\n</think>\n\na1</think>x"}, {"role": "user", "content": "u2"}])"},
-    {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": "a1", "reasoning_content": "r1"}, {"role": "user", "content": "u2"},
+    {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": "<think>\nr1\n</think>\n\na1</think>x"}, {"role": "user",
+        "content": "u2"}])"},
+    {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": "a1", "reasoning_content": "r1"}, {"role": "user",
+        "content": "u2"},
          {"role": "assistant", "content": "a2", "reasoning_content": "r2"}])"},
     {R"([{"role": "user", "content": "u1"}, {"role": "user", "content": "u2"}, {"role": "assistant", "content": "a1"},
          {"role": "assistant", "content": "a2"}])"},
@@ -34,10 +37,13 @@ constexpr Probe kProbes[] = {
          {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{\"q\": \"x\", \"n\": 1.50}"}},
          {"id": "c2", "type": "function", "function": {"name": "now", "arguments": "{}"}}]},
          {"role": "tool", "tool_call_id": "c1", "content": "r1"}, {"role": "tool", "tool_call_id": "c2", "content": "r2"},
-         {"role": "assistant", "content": "r</think>done"}, {"role": "user", "content": "u2"}, {"role": "assistant", "content": "", "tool_calls": [
-         {"id": "c3", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c3", "content": "r3"},
+         {"role": "assistant", "content": "r</think>done"}, {"role": "user", "content": "u2"}, {"role": "assistant", "content": "",
+         "tool_calls": [
+         {"id": "c3", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c3",
+         "content": "r3"},
          {"role": "assistant", "content": "<think>t</think>w", "tool_calls": [
-         {"id": "c4", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c4", "content": "r4"},
+         {"id": "c4", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c4",
+         "content": "r4"},
          {"role": "assistant", "content": "end"}, {"role": "user", "content": "u3"}])", true},
 };
 

@@ -20,7 +20,8 @@ class Qwen3Encoder : public NativeEncoder {
   bool describes_tools() const override { return true; }
 
  private:
-  std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools, const ChatOptions& options) const override {
+  std::string write(const std::vector<ChatMessage>& messages, const std::vector<ChatTool>& tools,
+                    const ChatOptions& options) const override {
     std::string out;
     write_system(messages, tools, out);
     size_t last_query = messages.size() - 1;  // the turn whose reasoning is still shown starts here

@@ -21,14 +21,14 @@ enum class Assertion : uint8_t { kLineBegin, kLineEnd, kTextBegin, kTextEnd, kTe
 
 struct Node {
   Kind kind = Kind::kEmpty;
-  Mode mode = Mode::kGreedy;                      // kRepeat
-  Assertion assertion = Assertion::kLineBegin;    // kAssert
-  bool ahead = true, negative = false;            // kLook
-  uint16_t depth = 1;                             // height of the tree below, itself included
-  char32_t code = 0;                              // kChar
-  uint32_t min = 0, max = 0;                      // kRepeat
-  unicode::Ranges set;                            // kSet
-  std::vector<uint32_t> children;                 // indexes into Ast::nodes, always smaller than the node's own
+  Mode mode = Mode::kGreedy;                    // kRepeat
+  Assertion assertion = Assertion::kLineBegin;  // kAssert
+  bool ahead = true, negative = false;          // kLook
+  uint16_t depth = 1;                           // height of the tree below, itself included
+  char32_t code = 0;                            // kChar
+  uint32_t min = 0, max = 0;                    // kRepeat
+  unicode::Ranges set;                          // kSet
+  std::vector<uint32_t> children;               // indexes into Ast::nodes, always smaller than the node's own
 };
 
 struct Ast {

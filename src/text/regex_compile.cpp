@@ -19,11 +19,11 @@ namespace {
 using unicode::Range;
 using unicode::Ranges;
 
-constexpr size_t kMaxSets = 64;             // one bit each in class_mask
-constexpr size_t kMaxDispatchSets = 256;    // first-character sets of alternatives; beyond: no dispatch
+constexpr size_t kMaxSets = 64;           // one bit each in class_mask
+constexpr size_t kMaxDispatchSets = 256;  // first-character sets of alternatives; beyond: no dispatch
 constexpr size_t kMaxDispatchTables = 64;
 constexpr size_t kMaxInstructions = 1 << 15;
-constexpr size_t kMaxWork = 1 << 18;        // nodes emitted, counting copies of repeated groups
+constexpr size_t kMaxWork = 1 << 18;  // nodes emitted, counting copies of repeated groups
 constexpr uint32_t kMaxBranches = 32;
 constexpr size_t kCodePoints = unicode::kMaxCodePoint + 1;
 
@@ -61,7 +61,7 @@ class Compiler {
     bool nullable = false, cannot_fail = false;
     Ranges first;
   };
-  struct Branch {  // of an Alternatives under construction
+  struct Branch {               // of an Alternatives under construction
     std::optional<size_t> set;  // into dispatch_; absent: always viable
     bool at_end = true;
   };
@@ -314,8 +314,7 @@ class Compiler {
   void emit_look(const Node& node) {
     const uint32_t body = node.children[0];
     if (node.ahead) return emit_one_look(node.negative, 0, body);
-    const std::vector<uint32_t> parts =
-        ast_.nodes[body].kind == Kind::kAlt ? ast_.nodes[body].children : std::vector<uint32_t>{body};
+    const std::vector<uint32_t> parts = ast_.nodes[body].kind == Kind::kAlt ? ast_.nodes[body].children : std::vector<uint32_t>{body};
     for (uint32_t part : parts)
       if (!width(part)) return fail("look-behind of variable length is not supported");
     if (node.negative) {  // none of them: one after the other

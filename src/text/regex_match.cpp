@@ -118,7 +118,7 @@ bool Regex::Finder::next(Match& match) {
   const char* p = next_;
   while (p != nullptr && budget_ > 0) {
     if (!program_.can_be_empty) {
-      for (;; ) {
+      for (;;) {
         while (p < end_ && static_cast<unsigned char>(*p) < 0x80 && !program_.ascii_starts[static_cast<unsigned char>(*p)]) p++;
         if (p >= end_) {
           next_ = nullptr;

@@ -43,6 +43,11 @@ class Parser {
     return 0;
   }
 
+  std::nullopt_t refuse(std::string_view what, size_t at) {
+    fail(what, at);
+    return std::nullopt;
+  }
+
   bool more() const { return at_ < pattern_.size(); }
   char peek(size_t ahead = 0) const { return at_ + ahead < pattern_.size() ? pattern_[at_ + ahead] : '\0'; }
   bool take(std::string_view text) {
@@ -63,7 +68,6 @@ class Parser {
     ast_.nodes.push_back(std::move(node));
     return static_cast<uint32_t>(ast_.nodes.size() - 1);
   }
-  uint32_t add_empty() { return add(Node{}); }
   uint32_t add_set(Ranges set) {
     Node node;
     node.kind = Kind::kSet;
@@ -208,7 +212,7 @@ class Parser {
   uint32_t atom(int nesting) {
     switch (peek()) {
       case '(': at_++; return group(nesting);
-      case '[': at_++; return char_class_node();
+      case '[': at_++; return add_set(char_class(0));
       case '.': at_++; return add_set(flags_.dot_all ? Ranges{{0, unicode::kMaxCodePoint}} : unicode::complement({{'\n', '\n'}}));
       case '^': at_++; return add_assertion(Assertion::kLineBegin);
       case '$': at_++; return add_assertion(Assertion::kLineEnd);
@@ -248,17 +252,10 @@ class Parser {
   }
 
   uint32_t line_break() {  // (?>\r\n|[\n-\r\x{85}\x{2028}\x{2029}])
-    Node cr, lf, pair, either, atomic;
-    cr.kind = lf.kind = Kind::kChar;
-    cr.code = '\r';
-    lf.code = '\n';
-    pair.kind = Kind::kCat;
-    pair.children = {add(std::move(cr)), add(std::move(lf))};
-    either.kind = Kind::kAlt;
-    either.children = {add(std::move(pair)), add_set({{'\n', '\r'}, {0x85, 0x85}, {0x2028, 0x2029}})};
-    if (failed()) return 0;
+    const uint32_t pair = add_list(Kind::kCat, {add_char('\r'), add_char('\n')});
+    Node atomic;
     atomic.kind = Kind::kAtomic;
-    atomic.children = {add(std::move(either))};
+    atomic.children = {add_list(Kind::kAlt, {pair, add_set({{'\n', '\r'}, {0x85, 0x85}, {0x2028, 0x2029}})})};
     return failed() ? 0 : add(std::move(atomic));
   }
 
@@ -309,11 +306,6 @@ class Parser {
     if (at >= pattern_.size() || pattern_[at] != '}' || (!has_min && !has_max)) return false;
     at_ = at + 1;
     return true;
-  }
-
-  uint32_t char_class_node() {
-    Ranges set = char_class(0);
-    return failed() ? 0 : add_set(std::move(set));
   }
 
   // After "[". Intersections (&&) bind looser than the union of items.
@@ -409,10 +401,7 @@ class Parser {
   std::optional<char32_t> escape_in_class(Ranges& items) {
     const size_t start = at_;
     at_++;
-    if (!more()) {
-      fail("backslash at the end", start);
-      return std::nullopt;
-    }
+    if (!more()) return refuse("backslash at the end", start);
     auto put = [&](std::string_view name, bool negative) -> std::optional<char32_t> {
       Ranges set = *unicode::property(name);
       if (negative) set = unicode::complement(set);
@@ -443,14 +432,9 @@ class Parser {
       case '0': return octal_escape();
       default: break;
     }
-    if ((c >= '1' && c <= '9') || c == 'k' || c == 'g') {
-      fail("back-references are not supported", start);
-      return std::nullopt;
-    }
-    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) {
-      fail(fmt::format("unsupported escape \\{}", static_cast<char>(c)), start);
-      return std::nullopt;
-    }
+    if ((c >= '1' && c <= '9') || c == 'k' || c == 'g') return refuse("back-references are not supported", start);
+    if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'))
+      return refuse(fmt::format("unsupported escape \\{}", static_cast<char>(c)), start);
     return c;
   }
 
@@ -458,10 +442,7 @@ class Parser {
     std::string_view name;
     if (take("{")) {
       size_t close = pattern_.find('}', at_);
-      if (close == std::string_view::npos) {
-        fail("\\p{ without }", start);
-        return std::nullopt;
-      }
+      if (close == std::string_view::npos) return refuse("\\p{ without }", start);
       if (take("^")) negative = !negative;
       name = pattern_.substr(at_, close - at_);
       at_ = close + 1;
@@ -473,7 +454,8 @@ class Parser {
       if (name.substr(0, prefix.size()) == prefix) name.remove_prefix(prefix.size());
     auto set = name.size() <= 64 ? unicode::property(name) : std::nullopt;
     if (!set) {
-      fail(fmt::format("unknown property \\p{{{}}}; expected a general category (L, Lu, ...) or a script (Han, ...)", name.substr(0, 64)), start);
+      fail(fmt::format("unknown property \\p{{{}}}; expected a general category (L, Lu, ...) or a script (Han, ...)", name.substr(0, 64)),
+           start);
       return std::nullopt;
     }
     if (negative) *set = unicode::complement(*set);
@@ -498,10 +480,7 @@ class Parser {
       else if (c >= 'A' && c <= 'F') value = value * 16 + static_cast<char32_t>(c - 'A' + 10);
       else break;
     }
-    if (n < least || value > unicode::kMaxCodePoint) {
-      fail("expected hexadecimal digits of a code point", start);
-      return std::nullopt;
-    }
+    if (n < least || value > unicode::kMaxCodePoint) return refuse("expected hexadecimal digits of a code point", start);
     return value;
   }
 

@@ -10,18 +10,18 @@ namespace dg {
 namespace regex {
 
 enum class Op : uint8_t {
-  kChar,         // the UTF-8 bytes in `a` (little-endian), `set` of them
-  kSet,          // one character of set `set`
-  kRun,          // a..b characters of set `set`, by `mode`
-  kJump,         // to a
-  kAlt,          // alternatives a of Program::alternatives
-  kLook,         // look-around: body follows; `a` is what comes after it; `negative`; steps back b characters first
-  kLookEnd,      // the body of a kLook matched
-  kAtomic,       // atomic group: body follows
+  kChar,     // the UTF-8 bytes in `a` (little-endian), `set` of them
+  kSet,      // one character of set `set`
+  kRun,      // a..b characters of set `set`, by `mode`
+  kJump,     // to a
+  kAlt,      // alternatives a of Program::alternatives
+  kLook,     // look-around: body follows; `a` is what comes after it; `negative`; steps back b characters first
+  kLookEnd,  // the body of a kLook matched
+  kAtomic,   // atomic group: body follows
   kAtomicEnd,
-  kSaveAt,       // register a = position
-  kLeaveIfEmpty, // to b when nothing was consumed since kSaveAt of register a
-  kAssert,       // `set` holds the Assertion
+  kSaveAt,        // register a = position
+  kLeaveIfEmpty,  // to b when nothing was consumed since kSaveAt of register a
+  kAssert,        // `set` holds the Assertion
   kMatch,
 };
 
@@ -55,7 +55,7 @@ struct RegexProgram {
   std::vector<uint64_t> class_mask;     // class -> bit per set
   std::vector<uint8_t> class_starts;    // class -> whether a match can begin with it
   uint8_t ascii_starts[128];
-  bool can_be_empty = false;            // a match may consume nothing: every position is a candidate
+  bool can_be_empty = false;  // a match may consume nothing: every position is a candidate
 
   uint32_t class_of(char32_t c) const {
     return c < 128 ? ascii_class[c] : block_classes[(static_cast<uint32_t>(block[c >> 7]) << 7) | (c & 127)];

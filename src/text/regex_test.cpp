@@ -31,13 +31,13 @@ TEST(Regex, Quantifiers) {
   EXPECT_EQ(matches("a{2,3}", "aaaaaaa"), (List{"aaa", "aaa"}));
   EXPECT_EQ(matches("a{2,3}?", "aaaaaaa"), (List{"aa", "aa", "aa"}));
   EXPECT_EQ(matches("a{,2}b", "aaab"), (List{"aab"}));
-  EXPECT_EQ(matches("a{2}?b", "aab b"), (List{"aab", "b"}));        // Ruby: the interval is optional
-  EXPECT_EQ(matches("\\d{1,3}+", "1234567"), (List{"1234567"}));    // Ruby: the interval repeats
+  EXPECT_EQ(matches("a{2}?b", "aab b"), (List{"aab", "b"}));      // Ruby: the interval is optional
+  EXPECT_EQ(matches("\\d{1,3}+", "1234567"), (List{"1234567"}));  // Ruby: the interval repeats
   EXPECT_EQ(matches("a++a", "aaa"), List{});
   EXPECT_EQ(matches("(?:ab)*+abc", "ababc"), List{});
   EXPECT_EQ(matches("(?:ab){2,}?c", "ababababc"), (List{"ababababc"}));
-  EXPECT_EQ(matches("a{x", "a{x"), (List{"a{x"}));                  // no interval: literal
-  EXPECT_EQ(matches("x*", "axb"), (List{"", "x", ""}));             // no empty match right behind a match
+  EXPECT_EQ(matches("a{x", "a{x"), (List{"a{x"}));       // no interval: literal
+  EXPECT_EQ(matches("x*", "axb"), (List{"", "x", ""}));  // no empty match right behind a match
 }
 
 TEST(Regex, EmptyLoopsEnd) {
@@ -89,11 +89,21 @@ TEST(Regex, AnchorsWorkByLine) {
 
 TEST(Regex, ErrorsNameThePosition) {
   const std::pair<const char*, const char*> cases[] = {
-      {"a)", "byte 1: unmatched )"},      {"(a", "byte 0: group without )"},        {"[a", "byte 0: character class without ]"},
-      {"*", "byte 0: nothing to repeat"}, {"a{3,2}", "byte 1: repetition {m,n}"},   {"\\p{Nope}", "byte 0: unknown property \\p{Nope}"},
-      {"a\\1", "byte 1: back-references"}, {"[z-a]", "byte 1: character range"},    {"a\\", "byte 1: backslash at the end"},
-      {"\\x{110000}", "hexadecimal"},     {"(?<=a+)b", "variable length"},          {"a{1001}", "repetition above 1000"},
-      {"(?P", "byte 0"},                  {"\\X", "unsupported escape"},            {"(?&x)", "unsupported group"},
+      {"a)", "byte 1: unmatched )"},
+      {"(a", "byte 0: group without )"},
+      {"[a", "byte 0: character class without ]"},
+      {"*", "byte 0: nothing to repeat"},
+      {"a{3,2}", "byte 1: repetition {m,n}"},
+      {"\\p{Nope}", "byte 0: unknown property \\p{Nope}"},
+      {"a\\1", "byte 1: back-references"},
+      {"[z-a]", "byte 1: character range"},
+      {"a\\", "byte 1: backslash at the end"},
+      {"\\x{110000}", "hexadecimal"},
+      {"(?<=a+)b", "variable length"},
+      {"a{1001}", "repetition above 1000"},
+      {"(?P", "byte 0"},
+      {"\\X", "unsupported escape"},
+      {"(?&x)", "unsupported group"},
       {"\xff", "not UTF-8"},
   };
   for (auto [pattern, expected] : cases) {

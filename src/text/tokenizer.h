@@ -39,9 +39,9 @@ class Tokenizer {
   // Valid UTF-8 with U+FFFD for ill-formed bytes. Unknown ids are left out; `skip_special` leaves out special tokens.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
 
-  std::string_view token_bytes(int32_t id) const;  // raw bytes of one token inside the output; "" for an unknown id
-  std::string_view content(int32_t id) const;      // as written in tokenizer.json; "" for an unknown id
-  int32_t vocab_size() const;                      // largest id + 1
+  std::string_view token_bytes(int32_t id) const;              // raw bytes of one token inside the output; "" for an unknown id
+  std::string_view content(int32_t id) const;                  // as written in tokenizer.json; "" for an unknown id
+  int32_t vocab_size() const;                                  // largest id + 1
   std::optional<int32_t> id_of(std::string_view token) const;  // added or vocabulary token by its content
   bool is_special(int32_t id) const;
   bool is_added(int32_t id) const;

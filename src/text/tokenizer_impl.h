@@ -54,8 +54,8 @@ struct Tokenizer::Impl {
 
   std::vector<int32_t> prefix, suffix;  // what add_special puts around the text
 
-  std::string bytes;               // token_bytes of all ids, one after the other
-  std::vector<uint32_t> offsets;   // vocab_size + 1
+  std::string bytes;              // token_bytes of all ids, one after the other
+  std::vector<uint32_t> offsets;  // vocab_size + 1
 
   std::string bos_token, eos_token, chat_template;
   std::optional<int32_t> bos_id, eos_id;

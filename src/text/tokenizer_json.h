@@ -18,8 +18,8 @@ class JsonField {
 
   bool has(std::string_view key) const;  // an object with this key, whose value is not null
   Result<JsonField> member(std::string_view key) const;
-  JsonField element(size_t index) const;           // of an array; index < size()
-  Result<size_t> array_size() const;               // an error unless it is an array
+  JsonField element(size_t index) const;  // of an array; index < size()
+  Result<size_t> array_size() const;      // an error unless it is an array
 
   Result<std::string> text() const;
   Result<int64_t> integer(int64_t low, int64_t high) const;
@@ -33,7 +33,7 @@ class JsonField {
   // The "type" of a normalizer, pre-tokenizer, ... object.
   Result<std::string> type() const { return text("type"); }
 
-  Error expected(std::string_view what) const;              // "path: expected what, found ..."
+  Error expected(std::string_view what) const;  // "path: expected what, found ..."
   Error unsupported(std::string_view what, std::string_view choices) const;
 
  private:

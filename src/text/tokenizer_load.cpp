@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMaxJsonBytes = size_t{64} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{4} << 20;
-constexpr size_t kMaxAddedBytes = 1024;            // of one added token
+constexpr size_t kMaxAddedBytes = 1024;  // of one added token
 constexpr size_t kMaxAddedTotalBytes = size_t{1} << 20;
 constexpr int64_t kMaxTokenId = (1 << 24) - 1;
 constexpr int kMaxProcessors = 8;
@@ -25,8 +25,12 @@ class TokenizerLoader {
   static Result<std::unique_ptr<Tokenizer>> build(std::string_view tokenizer_json, std::string_view config_json,
                                                   const std::string& tokenizer_origin, const std::string& config_origin) {
     TokenizerLoader loader;
-    DG_ASSIGN(SortedJson root, parse_sorted_json(tokenizer_json, tokenizer_origin, {.max_bytes = kMaxJsonBytes}));
-    DG_TRY(loader.load_tokenizer(JsonField(root, tokenizer_origin + ": $")));
+    if (tokenizer_json.size() > kMaxJsonBytes)
+      return input_error(
+          fmt::format("{}: {} bytes of JSON, at most {} are accepted", tokenizer_origin, tokenizer_json.size(), kMaxJsonBytes));
+    DG_ASSIGN(const BpeTables tables, split_tokenizer_json(tokenizer_json, tokenizer_origin));
+    DG_ASSIGN(const SortedJson root, parse_sorted_json(tables.rest, tokenizer_origin, {.max_bytes = kMaxJsonBytes}));
+    DG_TRY(loader.load_tokenizer(JsonField(root, tokenizer_origin + ": $"), tables));
     if (!config_json.empty()) {
       DG_ASSIGN(SortedJson config, parse_sorted_json(config_json, config_origin, {.max_bytes = kMaxJsonBytes}));
       DG_TRY(loader.load_config(JsonField(config, config_origin + ": $")));
@@ -38,10 +42,11 @@ class TokenizerLoader {
   static void set_chat_template(Tokenizer& tokenizer, std::string source) { tokenizer.impl_->chat_template = std::move(source); }
 
  private:
-  Result<void> load_tokenizer(const JsonField& root) {
+  Result<void> load_tokenizer(const JsonField& root, const BpeTables& tables) {
     if (!root.value().is_object()) return root.expected("an object with \"model\"");
     for (const char* key : {"truncation", "padding"})
-      if (root.has(key)) return input_error(fmt::format("{}.{}: expected null; truncation and padding belong to the request", root.path(), key));
+      if (root.has(key))
+        return input_error(fmt::format("{}.{}: expected null; truncation and padding belong to the request", root.path(), key));
     if (root.has("normalizer")) {
       DG_ASSIGN(JsonField field, root.member("normalizer"));
       DG_ASSIGN(impl_->normalizer, Normalizer::from_json(field));
@@ -53,7 +58,7 @@ class TokenizerLoader {
     DG_ASSIGN(JsonField model, root.member("model"));
     DG_ASSIGN(const std::string type, model.text_or("type", "BPE"));  // old files have no type
     if (type != "BPE") return model.unsupported("model type " + type, "BPE");
-    DG_ASSIGN(impl_->model, Bpe::from_json(model, impl_->pre_tokenizer.byte_level()));
+    DG_ASSIGN(impl_->model, Bpe::from_json(model, tables, impl_->pre_tokenizer.byte_level()));
     if (root.has("decoder")) {
       DG_ASSIGN(JsonField field, root.member("decoder"));
       DG_ASSIGN(impl_->decoder, Decoder::from_json(field));
@@ -102,13 +107,15 @@ class TokenizerLoader {
   Result<void> add_token(const JsonField& field, AddedToken token) {
     const int32_t in_model = impl_->model->id_of(token.content);
     if (in_model >= 0 && in_model != token.id)
-      return input_error(fmt::format("{}.id: \"{}\" has id {} here and {} in model.vocab", field.path(), token.content, token.id, in_model));
+      return input_error(
+          fmt::format("{}.id: \"{}\" has id {} here and {} in model.vocab", field.path(), token.content, token.id, in_model));
     if (auto it = impl_->added_by_content.find(token.content); it != impl_->added_by_content.end()) {
       if (it->second == token.id) return {};  // the same token twice
       return input_error(fmt::format("{}.id: \"{}\" has id {} here and {} before", field.path(), token.content, token.id, it->second));
     }
     if (const AddedToken* other = impl_->added_token(token.id))
-      return input_error(fmt::format("{}.id: id {} of \"{}\" is already used by \"{}\"", field.path(), token.id, token.content, other->content));
+      return input_error(
+          fmt::format("{}.id: id {} of \"{}\" is already used by \"{}\"", field.path(), token.id, token.content, other->content));
     impl_->added_by_content[token.content] = token.id;
     impl_->added_by_id[token.id] = impl_->added.size();
     if (token.normalized) {
@@ -198,8 +205,8 @@ class TokenizerLoader {
   }
 
   static Error missing(const JsonField& config, std::string_view key, std::string_view flag, std::string_view token) {
-    return input_error(fmt::format("{}.{}: \"{}\" is no token of tokenizer.json, but {} is true; name a token or set {} to false", config.path(),
-                                   key, token, flag, flag));
+    return input_error(fmt::format("{}.{}: \"{}\" is no token of tokenizer.json, but {} is true; name a token or set {} to false",
+                                   config.path(), key, token, flag, flag));
   }
 
   static Result<std::string> token_text(const JsonField& config, std::string_view key) {  // "x" or {"content": "x"}

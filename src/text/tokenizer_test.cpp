@@ -37,7 +37,8 @@ Json byte_tokenizer() {
     vocab[joined] = next++;
   }
   const auto added = [](int id, const char* content, bool special) {
-    return Json{{"id", id}, {"content", content}, {"special", special}, {"normalized", false}, {"single_word", false}, {"lstrip", false}, {"rstrip", false}};
+    return Json{{"id", id},        {"content", content}, {"special", special}, {"normalized", false}, {"single_word", false},
+                {"lstrip", false}, {"rstrip", false}};
   };
   return Json{{"added_tokens", Json::array({added(300, "<s>", true), added(301, "<think>", false), added(302, "<think>x", false)})},
               {"normalizer", nullptr},
@@ -118,13 +119,16 @@ TEST(Tokenizer, BosComesFromTheConfigFlagWhenThereIsNoTemplate) {
   EXPECT_EQ(t->encode("a", {.add_special = false}), (Ids{'a'}));
   EXPECT_FALSE(make(byte_tokenizer(), R"({"add_bos_token": false, "bos_token": "<s>"})")->add_bos());
   EXPECT_EQ(error_of(byte_tokenizer(), R"({"add_bos_token": true, "bos_token": "<b>"})"),
-            "test (tokenizer_config): $.bos_token: \"<b>\" is no token of tokenizer.json, but add_bos_token is true; name a token or set add_bos_token "
+            "test (tokenizer_config): $.bos_token: \"<b>\" is no token of tokenizer.json, but add_bos_token is true; name a token or set "
+            "add_bos_token "
             "to false");
 }
 
 TEST(Tokenizer, ChatTemplateForms) {
   EXPECT_EQ(make(byte_tokenizer(), R"({"chat_template": "x"})")->chat_template(), "x");
-  EXPECT_EQ(make(byte_tokenizer(), R"({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})")->chat_template(), "d");
+  EXPECT_EQ(make(byte_tokenizer(), R"({"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]})")
+                ->chat_template(),
+            "d");
   EXPECT_EQ(make(byte_tokenizer())->chat_template(), "");
   const std::string directory = testing::TempDir() + "/dg_tokenizer_template";
   std::filesystem::create_directories(directory);
@@ -145,10 +149,10 @@ TEST(Tokenizer, ErrorsNameTheField) {
       {[](Json& j) { j["model"]["type"] = "Unigram"; }, "test: $.model: model type Unigram is not supported; supported: BPE"},
       {[](Json& j) { j.erase("model"); }, "test: $.model: missing"},
       {[](Json& j) { j["model"]["merges"][2] = "q z"; }, "test: $.model.merges[2]: token \"qz\" is not in the vocabulary"},
-      {[](Json& j) { j["model"]["merges"][1] = "abc"; }, "test: $.model.merges[1]: expected two tokens with one space between them, found \"abc\""},
+      {[](Json& j) { j["model"]["merges"][1] = "abc"; }, "test: $.model.merges[1]: expected \"a b\" or [\"a\", \"b\"]"},
       {[](Json& j) { j["model"]["vocab"]["new"] = 5; }, "is already used by"},
       {[](Json& j) { j["model"]["vocab"]["new"] = -1; }, "test: $.model.vocab[\"new\"]: expected an id from 0 to 16777215, found -1"},
-      {[](Json& j) { j["model"]["vocab"]["new"] = 1.5; }, "expected an integer id, found 1.5"},
+      {[](Json& j) { j["model"]["vocab"]["new"] = 1.5; }, "expected an id from 0 to 16777215, found 1.5"},
       {[](Json& j) { j["model"]["vocab"]["new"] = 16000000; }, "expected ids near the number of tokens"},
       {[](Json& j) { j["model"]["dropout"] = 0.1; }, "test: $.model.dropout: expected null or 0, found 0.1"},
       {[](Json& j) { j["model"]["end_of_word_suffix"] = "</w>"; }, "end_of_word_suffix \"</w>\" is not supported"},
@@ -156,13 +160,30 @@ TEST(Tokenizer, ErrorsNameTheField) {
       {[](Json& j) { j["added_tokens"][1]["id"] = 300; }, "id 300 of \"<think>\" is already used by \"<s>\""},
       {[](Json& j) { j["added_tokens"][1]["content"] = "ab"; }, "\"ab\" has id 301 here and 256 in model.vocab"},
       {[](Json& j) { j["added_tokens"][1]["id"] = 16777215; }, "test: $.added_tokens: expected ids near the number of tokens"},
-      {[](Json& j) { j["normalizer"] = {{"type", "Precompiled"}}; }, "test: $.normalizer: normalizer Precompiled is not supported"},
-      {[](Json& j) { j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "a("}}}}; }, "test: $.pre_tokenizer.pattern: regular expression, byte 1"},
-      {[](Json& j) { j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Bad"}}}}}; },
+      {[](Json& j) {
+         j["normalizer"] = {{"type", "Precompiled"}};
+       },
+       "test: $.normalizer: normalizer Precompiled is not supported"},
+      {[](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Split"}, {"pattern", {{"Regex", "a("}}}};
+       },
+       "test: $.pre_tokenizer.pattern: regular expression, byte 1"},
+      {[](Json& j) {
+         j["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {{{"type", "Bad"}}}}};
+       },
        "test: $.pre_tokenizer.pretokenizers[0]: pre-tokenizer Bad is not supported"},
-      {[](Json& j) { j["decoder"] = {{"type", "CTC"}}; }, "test: $.decoder: decoder CTC is not supported"},
-      {[](Json& j) { j["post_processor"] = {{"type", "BertProcessing"}}; }, "test: $.post_processor: post-processor BertProcessing is not supported"},
-      {[](Json& j) { j["truncation"] = {{"max_length", 5}}; }, "test: $.truncation: expected null"},
+      {[](Json& j) {
+         j["decoder"] = {{"type", "CTC"}};
+       },
+       "test: $.decoder: decoder CTC is not supported"},
+      {[](Json& j) {
+         j["post_processor"] = {{"type", "BertProcessing"}};
+       },
+       "test: $.post_processor: post-processor BertProcessing is not supported"},
+      {[](Json& j) {
+         j["truncation"] = {{"max_length", 5}};
+       },
+       "test: $.truncation: expected null"},
       {[](Json& j) { j = Json::array(); }, "test: $: expected an object"},
   };
   for (const Case& c : cases) {
@@ -173,6 +194,45 @@ TEST(Tokenizer, ErrorsNameTheField) {
     EXPECT_EQ(error.find('\n'), std::string::npos);
   }
   EXPECT_NE(Tokenizer::load("/nowhere").error().message.find("/nowhere/tokenizer.json: not found"), std::string::npos);
+}
+
+TEST(Tokenizer, VocabularyAndMergesAreStrictJson) {
+  const auto with = [](const std::string& vocab, const std::string& merges) {
+    return Tokenizer::from_json("{\"model\": {\"vocab\": " + vocab + ", \"merges\": " + merges + "}, \"decoder\": {\"type\": \"Fuse\"}}",
+                                "", "test");
+  };
+  auto good = with(R"( { "\u0061" : 0 , "\ud83d\ude00\n\"": 1, "b" :2,"ab":3,"model":4} )", R"([ [ "a" , "b" ] ])");
+  ASSERT_TRUE(good.ok()) << good.error().message;
+  EXPECT_EQ((*good)->encode("abmodel"), (Ids{3}));
+  EXPECT_EQ((*good)->id_of("😀\n\""), 1);
+  EXPECT_TRUE(with(R"({"a": 0})", "[]").ok());
+  const std::pair<const char*, const char*> bad[] = {
+      {R"({"a" 0})", "[]"},
+      {R"({"a": 0,})", "[]"},
+      {R"({"a": "0"})", "[]"},
+      {R"({"a": 0, "a": 1})", "[]"},
+      {R"({"a": 0x1})", "[]"},
+      {R"({"\ud800": 0})", "[]"},
+      {R"({"\q": 0})", "[]"},
+      {"{\"a\n\": 0}", "[]"},
+      {"{\"\xff\": 0}", "[]"},
+      {R"({})", "[]"},
+      {R"({"a": 0)", "[]"},
+      {R"([])", "[]"},
+      {R"({"a": 0})", "{}"},
+      {R"({"a": 0})", R"(["a"])"},
+      {R"({"a": 0})", R"([["a"]])"},
+      {R"({"a": 0})", R"([["a", "a", "a"]])"},
+      {R"({"a": 0})", R"(["a a" "a a"])"},
+      {R"({"a": 0})", R"(["a  a"])"},
+      {R"({"a": 0})", "[1]"},
+      {R"({"a": {}})", "[]"},
+  };
+  for (auto [vocab, merges] : bad) {
+    auto result = with(vocab, merges);
+    ASSERT_FALSE(result.ok()) << vocab << " " << merges;
+    EXPECT_EQ(result.error().message.rfind("test", 0), 0u);
+  }
 }
 
 TEST(Tokenizer, DeepNestingIsRefused) {

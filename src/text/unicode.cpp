@@ -14,17 +14,17 @@ constexpr std::array<std::string_view, 30> kCategoryShort = {"cn", "lu", "ll", "
                                                              "nl", "no", "pc", "pd", "ps", "pe", "pi", "pf", "po", "sm",
                                                              "sc", "sk", "so", "zs", "zl", "zp", "cc", "cf", "cs", "co"};
 constexpr std::array<std::string_view, 30> kCategoryLong = {
-    "unassigned", "uppercaseletter", "lowercaseletter", "titlecaseletter", "modifierletter", "otherletter", "nonspacingmark",
-    "spacingmark", "enclosingmark", "decimalnumber", "letternumber", "othernumber", "connectorpunctuation", "dashpunctuation",
-    "openpunctuation", "closepunctuation", "initialpunctuation", "finalpunctuation", "otherpunctuation", "mathsymbol",
-    "currencysymbol", "modifiersymbol", "othersymbol", "spaceseparator", "lineseparator", "paragraphseparator", "control",
-    "format", "surrogate", "privateuse"};
+    "unassigned",           "uppercaseletter",    "lowercaseletter", "titlecaseletter",  "modifierletter",     "otherletter",
+    "nonspacingmark",       "spacingmark",        "enclosingmark",   "decimalnumber",    "letternumber",       "othernumber",
+    "connectorpunctuation", "dashpunctuation",    "openpunctuation", "closepunctuation", "initialpunctuation", "finalpunctuation",
+    "otherpunctuation",     "mathsymbol",         "currencysymbol",  "modifiersymbol",   "othersymbol",        "spaceseparator",
+    "lineseparator",        "paragraphseparator", "control",         "format",           "surrogate",          "privateuse"};
 struct Major {
   std::string_view name;
   char letter;
 };
-constexpr std::array<Major, 7> kMajors = {{{"letter", 'l'}, {"mark", 'm'}, {"number", 'n'}, {"punctuation", 'p'},
-                                           {"symbol", 's'}, {"separator", 'z'}, {"other", 'c'}}};
+constexpr std::array<Major, 7> kMajors = {
+    {{"letter", 'l'}, {"mark", 'm'}, {"number", 'n'}, {"punctuation", 'p'}, {"symbol", 's'}, {"separator", 'z'}, {"other", 'c'}}};
 
 // Value of the run that holds `c` in a table of "first << 8 | value".
 uint8_t run_value(const uint32_t* runs, size_t size, char32_t c) {
@@ -98,7 +98,8 @@ std::optional<Ranges> posix_property(std::string_view key) {
   if (key == "whitespace" || key == "space" || key == "wspace") return white;
   if (key == "word") return word();
   if (key == "digit") return categories("nd");
-  if (key == "alpha" || key == "alphabetic") return join(categories("l"), join(categories("m"), ranges_of_pairs(data::kOtherWord, data::kOtherWordSize)));
+  if (key == "alpha" || key == "alphabetic")
+    return join(categories("l"), join(categories("m"), ranges_of_pairs(data::kOtherWord, data::kOtherWordSize)));
   if (key == "alnum") return join(*posix_property("alpha"), categories("nd"));
   if (key == "upper" || key == "uppercase") return categories("lu");
   if (key == "lower" || key == "lowercase") return categories("ll");
@@ -207,8 +208,7 @@ std::optional<Ranges> property(std::string_view name) {
     std::string script;
     for (const char* c = data::kScriptNames[i]; *c; c++)
       if (*c != '_') script += (*c >= 'A' && *c <= 'Z') ? static_cast<char>(*c - 'A' + 'a') : *c;
-    if (script == key)
-      return ranges_of_runs(data::kScriptRuns, data::kScriptRunsSize, [&](uint8_t value) { return value == i + 1; });
+    if (script == key) return ranges_of_runs(data::kScriptRuns, data::kScriptRunsSize, [&](uint8_t value) { return value == i + 1; });
   }
   return std::nullopt;
 }

@@ -14,8 +14,36 @@ inline constexpr char32_t kReplacement = 0xfffd;
 
 // The two-letter general categories, in the order of the generated table.
 enum class Category : uint8_t {
-  kCn, kLu, kLl, kLt, kLm, kLo, kMn, kMc, kMe, kNd, kNl, kNo, kPc, kPd, kPs, kPe, kPi, kPf, kPo, kSm, kSc, kSk, kSo, kZs, kZl, kZp,
-  kCc, kCf, kCs, kCo,
+  kCn,
+  kLu,
+  kLl,
+  kLt,
+  kLm,
+  kLo,
+  kMn,
+  kMc,
+  kMe,
+  kNd,
+  kNl,
+  kNo,
+  kPc,
+  kPd,
+  kPs,
+  kPe,
+  kPi,
+  kPf,
+  kPo,
+  kSm,
+  kSc,
+  kSk,
+  kSo,
+  kZs,
+  kZl,
+  kZp,
+  kCc,
+  kCf,
+  kCs,
+  kCo,
 };
 
 struct Range {
@@ -44,10 +72,10 @@ std::optional<Ranges> property(std::string_view name);
 
 Ranges lone_word();
 
-char32_t fold_case(char32_t c);           // simple case folding
+char32_t fold_case(char32_t c);                          // simple case folding
 const std::vector<char32_t>& case_variants(char32_t c);  // all that fold to the same, c included; empty: only c itself
-void close_over_case(Ranges& ranges);     // adds every code point that folds to the same as a member
-void append_lower(std::string& out, char32_t c);  // as Rust's char::to_lowercase
+void close_over_case(Ranges& ranges);                    // adds every code point that folds to the same as a member
+void append_lower(std::string& out, char32_t c);         // as Rust's char::to_lowercase
 
 // --- UTF-8
 struct Decoded {
@@ -57,7 +85,7 @@ struct Decoded {
 };
 Decoded decode(const char* at, const char* end);  // at < end
 void append_utf8(std::string& out, char32_t c);
-size_t first_invalid(std::string_view text);      // byte offset of the first ill-formed sequence, or npos
+size_t first_invalid(std::string_view text);         // byte offset of the first ill-formed sequence, or npos
 std::string replace_invalid(std::string_view text);  // each maximal subpart becomes U+FFFD, as Python's and Rust's lossy decoders do
 
 // Length of the longest prefix of `text` that does not end inside a UTF-8 sequence which further bytes could complete.

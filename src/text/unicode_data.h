@@ -16,9 +16,9 @@ struct Composition {  // sorted by (first, second)
 };
 
 // Runs: first code point << 8 | value, sorted, covering all code points.
-extern const uint32_t kCategoryRuns[];   // value: Category
+extern const uint32_t kCategoryRuns[];  // value: Category
 extern const size_t kCategoryRunsSize;
-extern const uint32_t kScriptRuns[];     // value: 0 unknown, else 1 + index into kScriptNames
+extern const uint32_t kScriptRuns[];  // value: 0 unknown, else 1 + index into kScriptNames
 extern const size_t kScriptRunsSize;
 extern const char* const kScriptNames[];
 extern const size_t kScriptNamesSize;
@@ -27,11 +27,11 @@ extern const size_t kCombiningRunsSize;
 // Pairs first, last (inclusive).
 extern const uint32_t kWhiteSpace[];
 extern const size_t kWhiteSpaceSize;
-extern const uint32_t kOtherWord[];      // \w beyond the categories L, M, Nd, Pc
+extern const uint32_t kOtherWord[];  // \w beyond the categories L, M, Nd, Pc
 extern const size_t kOtherWordSize;
-extern const CaseRun kFoldRuns[];        // simple case folding (statuses C and S)
+extern const CaseRun kFoldRuns[];  // simple case folding (statuses C and S)
 extern const size_t kFoldRunsSize;
-extern const CaseRun kLowerRuns[];       // simple lower case
+extern const CaseRun kLowerRuns[];  // simple lower case
 extern const size_t kLowerRunsSize;
 // Full decompositions: code point | compatibility << 21 | UTF-16 length << 22, sorted; a code point whose canonical and
 // compatibility decompositions differ has both. The texts follow each other in kDecompositionUnits.

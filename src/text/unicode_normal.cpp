@@ -26,8 +26,8 @@ struct Decomposition {
 struct Tables {
   std::unordered_map<char32_t, Decomposition> canonical, compatible;  // compatible: only where it differs
   std::unordered_map<uint64_t, char32_t> composition;
-  std::vector<uint8_t> rank;              // of the canonical combining class, by code point
-  std::vector<bool> inert[4];             // by NormalForm
+  std::vector<uint8_t> rank;   // of the canonical combining class, by code point
+  std::vector<bool> inert[4];  // by NormalForm
 };
 
 uint64_t pair_key(char32_t a, char32_t b) { return (static_cast<uint64_t>(a) << 32) | b; }
@@ -165,8 +165,8 @@ std::string normalize(std::string_view utf8, NormalForm form) {
   std::vector<char32_t> segment;
   const char* at = utf8.data();
   const char* const end = at + utf8.size();
-  const char* copied = at;       // everything before is in `out`
-  const char* boundary = at;     // start of the last inert code point
+  const char* copied = at;    // everything before is in `out`
+  const char* boundary = at;  // start of the last inert code point
   while (at < end) {
     if (static_cast<unsigned char>(*at) < 0x80) {  // ASCII is inert in every form
       boundary = at++;

@@ -72,11 +72,14 @@ TEST(Properties, WhiteSpaceIsTheUnicodeProperty) {
   std::string found;
   for (char32_t c = 0; c <= kMaxCodePoint; c++)
     if (is_white_space(c)) append_utf8(found, c);
-  EXPECT_EQ(found, "\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000");
+  EXPECT_EQ(
+      found,
+      "\t\n\v\f\r \u0085\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000");
 }
 
 TEST(Properties, NamesAndRanges) {
-  for (const char* name : {"L", "Letter", "letter", "Lu", "Uppercase_Letter", "Han", "Hiragana", "Katakana", "Hangul", "Old_Italic", "punct", "Any"})
+  for (const char* name :
+       {"L", "Letter", "letter", "Lu", "Uppercase_Letter", "Han", "Hiragana", "Katakana", "Hangul", "Old_Italic", "punct", "Any"})
     EXPECT_TRUE(property(name).has_value()) << name;
   EXPECT_FALSE(property("Xyzzy").has_value());
   EXPECT_FALSE(property("").has_value());
@@ -119,7 +122,8 @@ TEST(NormalForms, AreThoseOfNode) {
     ASSERT_TRUE(row.ok());
     const std::string text = (*row)[0];
     for (int form = 0; form < 4; form++)
-      EXPECT_EQ(normalize(text, static_cast<NormalForm>(form)), (*row)[form + 1].get<std::string>()) << "form " << form << " of " << row->dump();
+      EXPECT_EQ(normalize(text, static_cast<NormalForm>(form)), (*row)[form + 1].get<std::string>())
+          << "form " << form << " of " << row->dump();
   }
   EXPECT_GT(rows, 300u);
 }

@@ -129,8 +129,10 @@ TEST(Encoders, TemplatesGetTheShapeTheyExpect) {
     EXPECT_TRUE(text.ok()) << (text.ok() ? "" : text.error().message);
     return text.ok() ? *text : "";
   };
-  EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"), "{\"a\": 1}");
-  EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}"), "f{\"a\":1}");
+  EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"),
+      "{\"a\": 1}");
+  EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}{% "
+      "endfor %}"), "f{\"a\":1}");
   EXPECT_EQ(render("{% for m in messages %}{{ m.content is none }};{% endfor %}"), "False;True;");
   EXPECT_EQ(render("{% for m in messages %}[{{ m.content + '' }}]{% endfor %}"), "[u][]");
 }

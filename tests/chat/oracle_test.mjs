@@ -10,7 +10,8 @@ import { dirname, join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const modules = process.argv.slice(2).find((a) => !a.startsWith("--")) ?? process.env.DOUGONG_NPM_DIR ?? join(here, "../../build/npm/node_modules");
+const argument = process.argv.slice(2).find((a) => !a.startsWith("--"));
+const modules = argument ?? process.env.DOUGONG_NPM_DIR ?? join(here, "../../build/npm/node_modules");
 const entry = join(modules, "@huggingface/jinja/dist/index.js");
 if (!existsSync(entry)) {
   console.log(`ok 1 - vectors agree with @huggingface/jinja # SKIP ${entry} is not installed`);

@@ -64,8 +64,14 @@ TEST_P(AttentionTest, GroupedHeadsAreTheReference) {
     }
     Buffer q({tokens, c.heads, c.dim}), expected({tokens, c.heads, c.dim}), actual({tokens, c.heads, c.dim}, 7);
     q.randomise(random);
-    Attention op{.out = expected.view, .q = q.view, .k_cache = k.view(), .v_cache = v.view(), .sequences = slices,
-                 .kv_heads = c.kv_heads, .scale = 1.0f / std::sqrt(static_cast<float>(c.dim)), .scratch = nullptr};
+    Attention op{.out = expected.view,
+                 .q = q.view,
+                 .k_cache = k.view(),
+                 .v_cache = v.view(),
+                 .sequences = slices,
+                 .kv_heads = c.kv_heads,
+                 .scale = 1.0f / std::sqrt(static_cast<float>(c.dim)),
+                 .scratch = nullptr};
     Scratch scratch(attention_scratch_bytes(op));
     op.scratch = &scratch.arena;
     reference().attention(op);
@@ -95,8 +101,15 @@ TEST_P(AttentionTest, ChunkedPrefillIsWholePrefill) {
     Buffer q({kTokens, c.heads, c.dim}), whole({kTokens, c.heads, c.dim});
     q.randomise(random);
     auto run = [&](Tensor out, Tensor query, std::vector<SequenceSlice> slices, int threads) {
-      cpu(isa(), threads).attention({.out = out, .q = query, .k_cache = k.view(), .v_cache = v.view(), .sequences = slices,
-                                     .kv_heads = c.kv_heads, .scale = 0.3f, .scratch = nullptr});
+      cpu(isa(), threads)
+          .attention({.out = out,
+                      .q = query,
+                      .k_cache = k.view(),
+                      .v_cache = v.view(),
+                      .sequences = slices,
+                      .kv_heads = c.kv_heads,
+                      .scale = 0.3f,
+                      .scratch = nullptr});
     };
     run(whole.view, q.view, {{0, kTokens, kTokens, k.blocks(0), false}}, 2);
     for (int chunk : {1, 7, 63, 64, 65, 100}) {
@@ -153,8 +166,17 @@ struct MlaProblem {
     }
   }
   MlaAttention op(Tensor out, Tensor q, std::span<const SequenceSlice> sequences) {
-    return {.out = out, .q = q, .cache = cache.view(), .kv_b = kv_b.weight, .sequences = sequences, .nope = shape.nope, .rope = shape.rope,
-            .v_dim = shape.v_dim, .kv_lora = shape.kv_lora, .scale = 1.0f / std::sqrt(static_cast<float>(shape.nope + shape.rope)), .scratch = nullptr};
+    return {.out = out,
+            .q = q,
+            .cache = cache.view(),
+            .kv_b = kv_b.weight,
+            .sequences = sequences,
+            .nope = shape.nope,
+            .rope = shape.rope,
+            .v_dim = shape.v_dim,
+            .kv_lora = shape.kv_lora,
+            .scale = 1.0f / std::sqrt(static_cast<float>(shape.nope + shape.rope)),
+            .scratch = nullptr};
   }
   void run(Backend& backend, Tensor out, Tensor q, std::span<const SequenceSlice> sequences) {
     MlaAttention a = op(out, q, sequences);
@@ -179,14 +201,16 @@ TEST_P(MlaTest, IsTheReference) {
   DG_TRACE_SEED();
   Random random(21);
   for (const MlaCase& c : kMla) {
-    MlaProblem p(c, dtype(), format(), {{1, 1, true}, {9, 9, false}, {1, 130, true}, {20, 85, false}, {3, 66, true}, {1, 64, true}}, random);
+    MlaProblem p(c, dtype(), format(), {{1, 1, true}, {9, 9, false}, {1, 130, true}, {20, 85, false}, {3, 66, true}, {1, 64, true}},
+                 random);
     Buffer q({p.tokens, c.heads, c.nope + c.rope}), expected({p.tokens, c.heads, c.v_dim}), actual({p.tokens, c.heads, c.v_dim}, 3);
     q.randomise(random);
     p.run(reference(), expected.view, q.view, p.slices);
     p.run(cpu(isa()), actual.view, q.view, p.slices);
     for (int64_t t = 0; t < p.tokens; t++)
       for (int64_t i = 0; i < c.heads * c.v_dim; i++)
-        ASSERT_NEAR(actual.at(t, i), expected.at(t, i), p.tolerance()) << c.heads << " heads, latent " << c.kv_lora << ", token " << t << " at " << i;
+        ASSERT_NEAR(actual.at(t, i), expected.at(t, i), p.tolerance())
+            << c.heads << " heads, latent " << c.kv_lora << ", token " << t << " at " << i;
     actual.expect_gaps_untouched();
     Buffer again({p.tokens, c.heads, c.v_dim});
     p.run(cpu(isa(), 5), again.view, q.view, p.slices);
@@ -221,11 +245,9 @@ TEST_P(MlaTest, RowsDependOnTheirSequenceAlone) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, MlaTest,
-                         ::testing::ValuesIn(mla_table()),
-                         [](const auto& info) {
-                           return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
-                         });
+INSTANTIATE_TEST_SUITE_P(Table, MlaTest, ::testing::ValuesIn(mla_table()), [](const auto& info) {
+  return std::get<0>(info.param) + "_" + dtype_word(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
+});
 
 // Rows of a chunk and wide heads need more scratch than a worker starts with.
 TEST(Attention, ScratchGrows) {
@@ -238,8 +260,14 @@ TEST(Attention, ScratchGrows) {
   Buffer q({3, c.heads, c.dim}), expected({3, c.heads, c.dim}), actual({3, c.heads, c.dim});
   q.randomise(random);
   const SequenceSlice slice{0, 3, 70, k.blocks(0), false};
-  Attention op{.out = expected.view, .q = q.view, .k_cache = k.view(), .v_cache = v.view(), .sequences = {&slice, 1}, .kv_heads = 1,
-               .scale = 0.02f, .scratch = nullptr};
+  Attention op{.out = expected.view,
+               .q = q.view,
+               .k_cache = k.view(),
+               .v_cache = v.view(),
+               .sequences = {&slice, 1},
+               .kv_heads = 1,
+               .scale = 0.02f,
+               .scratch = nullptr};
   reference().attention(op);
   op.out = actual.view;
   auto fresh = make_cpu_backend({.threads = 2, .pin = false});

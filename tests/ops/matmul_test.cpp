@@ -22,7 +22,9 @@ constexpr Shape kShapes[] = {{1, 1}, {7, 3}, {16, 8}, {33, 17}, {64, 1}, {127, 9
 
 // Both sides sum `in` products, each rounding at most about once per addition, in different orders; errors add up like
 // sqrt(in) and |w| . |x| <= ||w|| ||x||.
-double sum_tolerance(int64_t in, double w_norm, double x_norm) { return 4 * kEps * std::sqrt(static_cast<double>(in)) * w_norm * x_norm + 1e-30; }
+double sum_tolerance(int64_t in, double w_norm, double x_norm) {
+  return 4 * kEps * std::sqrt(static_cast<double>(in)) * w_norm * x_norm + 1e-30;
+}
 
 TEST_P(MatmulTest, LinearIsTheReference) {
   DG_TRACE_SEED();
@@ -39,7 +41,8 @@ TEST_P(MatmulTest, LinearIsTheReference) {
       for (int64_t o = 0; o < shape.out; o++) {
         const double w_norm = w.row_norm(o);
         for (int64_t t = 0; t < tokens; t++)
-          ASSERT_NEAR(actual.at(t, o), expected.at(t, o), sum_tolerance(shape.in, w_norm, x.row_norm(t)) + 2 * kEps * std::fabs(bias.at(0, o)))
+          ASSERT_NEAR(actual.at(t, o), expected.at(t, o),
+                      sum_tolerance(shape.in, w_norm, x.row_norm(t)) + 2 * kEps * std::fabs(bias.at(0, o)))
               << "in " << shape.in << " out " << shape.out << " tokens " << tokens << " at " << t << ", " << o;
       }
       actual.expect_gaps_untouched();
@@ -58,7 +61,8 @@ TEST_P(MatmulTest, RowsDoNotDependOnTheBatchOrTheThreads) {
     Scratch scratch(1 << 20);
     for (int64_t t = 0; t < kTokens; t++) {
       cpu(isa(), 1).linear({.out = alone.rows(t, 1), .x = x.rows(t, 1), .weight = w.weight});
-      cpu(isa(), 1).linear_glu({.out = alone_glu.rows(t, 1), .x = x.rows(t, 1), .gate = gate.weight, .up = w.weight, .scratch = &scratch.arena});
+      cpu(isa(), 1).linear_glu(
+          {.out = alone_glu.rows(t, 1), .x = x.rows(t, 1), .gate = gate.weight, .up = w.weight, .scratch = &scratch.arena});
     }
     for (int64_t tokens = 2; tokens <= kTokens; tokens++) {
       Buffer batch({tokens, shape.out}), batch_glu({tokens, shape.out});
@@ -95,7 +99,8 @@ TEST_P(MatmulTest, LinearGluIsTheReference) {
   for (Shape shape : {Shape{33, 17}, Shape{128, 8}, Shape{600, 45}})
     for (int64_t tokens : {1, 4, 33}) {
       RandomWeight gate(format(), shape.out, shape.in, random), up(format(), shape.out, shape.in, random);
-      Buffer x({tokens, shape.in}), expected({tokens, shape.out}), actual({tokens, shape.out}), g({tokens, shape.out}), u({tokens, shape.out});
+      Buffer x({tokens, shape.in}), expected({tokens, shape.out}), actual({tokens, shape.out}), g({tokens, shape.out}),
+          u({tokens, shape.out});
       x.randomise(random, 3);
       LinearGlu op{.out = expected.view, .x = x.view, .gate = gate.weight, .up = up.weight, .scratch = nullptr};
       Scratch scratch(linear_glu_scratch_bytes(op));
@@ -108,7 +113,8 @@ TEST_P(MatmulTest, LinearGluIsTheReference) {
       for (int64_t t = 0; t < tokens; t++)
         for (int64_t o = 0; o < shape.out; o++) {
           // d silu <= 1.1, |silu(g)| <= |g|; the product and silu round a few times.
-          const double dg = sum_tolerance(shape.in, gate.row_norm(o), x.row_norm(t)), du = sum_tolerance(shape.in, up.row_norm(o), x.row_norm(t));
+          const double dg = sum_tolerance(shape.in, gate.row_norm(o), x.row_norm(t)),
+                       du = sum_tolerance(shape.in, up.row_norm(o), x.row_norm(t));
           const double gv = std::fabs(g.at(t, o)), uv = std::fabs(u.at(t, o));
           ASSERT_NEAR(actual.at(t, o), expected.at(t, o), 1.1 * dg * uv + gv * du + 16 * kEps * gv * uv) << "token " << t << " out " << o;
         }
@@ -174,7 +180,13 @@ TEST_P(MatmulTest, MoeExpertsIsTheReference) {
       std::vector<int32_t> ids;
       Tensor id_view = random_route(ids, weights, tokens, kTopK, kExperts, random);
       Buffer expected = before, actual = before;
-      MoeExperts op{.out = expected.view, .x = x.view, .ids = id_view, .weights = weights.view, .experts = set.experts, .first = kFirst, .scratch = nullptr};
+      MoeExperts op{.out = expected.view,
+                    .x = x.view,
+                    .ids = id_view,
+                    .weights = weights.view,
+                    .experts = set.experts,
+                    .first = kFirst,
+                    .scratch = nullptr};
       Scratch scratch(moe_experts_scratch_bytes(op));  // exactly what the dry run would reserve
       op.scratch = &scratch.arena;
       reference().moe_experts(op);
@@ -195,8 +207,13 @@ TEST_P(MatmulTest, MoeExpertsIsTheReference) {
       EXPECT_TRUE(same_rows(again, actual));
       for (int64_t t = 0; t < tokens; t += 5) {
         Buffer one = before;
-        cpu(isa()).moe_experts({.out = one.rows(t, 1), .x = x.rows(t, 1), .ids = id_view.slice(0, t, 1), .weights = weights.rows(t, 1),
-                                .experts = set.experts, .first = kFirst, .scratch = &scratch.arena});
+        cpu(isa()).moe_experts({.out = one.rows(t, 1),
+                                .x = x.rows(t, 1),
+                                .ids = id_view.slice(0, t, 1),
+                                .weights = weights.rows(t, 1),
+                                .experts = set.experts,
+                                .first = kFirst,
+                                .scratch = &scratch.arena});
         ASSERT_TRUE(same_row(one, t, actual, t)) << tokens << " tokens";
       }
     }
@@ -233,7 +250,8 @@ TEST(MoeExperts, CallsLongerThanAChunk) {
   EXPECT_GT(changed, kTokens) << "about 8 % of the tokens meet the expert";
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, MatmulTest, ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::ValuesIn(all_format_names())),
+INSTANTIATE_TEST_SUITE_P(Table, MatmulTest,
+                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::ValuesIn(all_format_names())),
                          [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
 }  // namespace

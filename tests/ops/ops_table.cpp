@@ -112,7 +112,8 @@ void Cache::add_sequence(int64_t tokens, Random& random) {
   }
   for (int64_t t = 0; t < tokens; t++) {
     double sum = 0;
-    for (int64_t i = 0; i < width_; i++) sum += double{rows[static_cast<size_t>(t * width_ + i)]} * rows[static_cast<size_t>(t * width_ + i)];
+    for (int64_t i = 0; i < width_; i++)
+      sum += double{rows[static_cast<size_t>(t * width_ + i)]} * rows[static_cast<size_t>(t * width_ + i)];
     largest_norm_ = std::max(largest_norm_, std::sqrt(sum));
   }
   sequences_.push_back(std::move(rows));

@@ -17,7 +17,7 @@
 
 namespace dg::ops_table {
 
-inline constexpr float kEps = 5.96e-8f;  // half an ulp of 1: the rounding error of one float operation
+inline constexpr float kEps = 5.96e-8f;              // half an ulp of 1: the rounding error of one float operation
 inline constexpr uint32_t kPoisonBits = 0x7fc0dead;  // a NaN: shows up when read, and when not written
 
 Backend& reference();

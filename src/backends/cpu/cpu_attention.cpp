@@ -19,8 +19,12 @@ Element cache_element(const PagedCache& cache) {
 CacheView view(const PagedCache& cache, const SequenceSlice& s, int64_t first_column) {
   CHECK(cache.data.rank == 3 && (cache.width() <= 1 || cache.data.stride[2] == 1));
   const auto* data = static_cast<const std::byte*>(cache.data.data) + first_column * static_cast<int64_t>(dtype_bytes(cache.data.dtype));
-  return {.data = data, .element = cache_element(cache), .block_stride = cache.data.stride[0], .row_stride = cache.data.stride[1],
-          .block_tokens = cache.block_tokens(), .blocks = s.blocks};
+  return {.data = data,
+          .element = cache_element(cache),
+          .block_stride = cache.data.stride[0],
+          .row_stride = cache.data.stride[1],
+          .block_tokens = cache.block_tokens(),
+          .blocks = s.blocks};
 }
 
 void check_slice(const SequenceSlice& s, int64_t tokens) {
@@ -44,13 +48,23 @@ void CpuBackend::attention(const Attention& op) {
     for (int64_t kv_head = 0; kv_head < op.kv_heads; kv_head++)
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head += heads_per_task)
         for (int64_t row = 0; row < s.q_len; row += rows_per_task)
-          attention_tasks_.push_back({.q = op.q.f32(s.q_begin), .q_row_stride = op.q.stride[0], .q_head_stride = op.q.stride[1],
-                                      .out = op.out.f32(s.q_begin), .out_row_stride = op.out.stride[0], .out_head_stride = op.out.stride[1],
-                                      .row_begin = row, .row_end = std::min<int64_t>(s.q_len, row + rows_per_task),
-                                      .head_begin = head, .head_end = std::min((kv_head + 1) * group, head + heads_per_task),
+          attention_tasks_.push_back({.q = op.q.f32(s.q_begin),
+                                      .q_row_stride = op.q.stride[0],
+                                      .q_head_stride = op.q.stride[1],
+                                      .out = op.out.f32(s.q_begin),
+                                      .out_row_stride = op.out.stride[0],
+                                      .out_head_stride = op.out.stride[1],
+                                      .row_begin = row,
+                                      .row_end = std::min<int64_t>(s.q_len, row + rows_per_task),
+                                      .head_begin = head,
+                                      .head_end = std::min((kv_head + 1) * group, head + heads_per_task),
                                       .visible = s.kv_len - s.q_len + 1,
-                                      .k = view(op.k_cache, s, kv_head * dim), .v = view(op.v_cache, s, kv_head * dim),
-                                      .k_width = dim, .v_width = dim, .scale = op.scale, .scratch = nullptr});
+                                      .k = view(op.k_cache, s, kv_head * dim),
+                                      .v = view(op.v_cache, s, kv_head * dim),
+                                      .k_width = dim,
+                                      .v_width = dim,
+                                      .scale = op.scale,
+                                      .scratch = nullptr});
   }
   pool_.parallel_for(static_cast<int64_t>(attention_tasks_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; i++) {
@@ -81,11 +95,21 @@ void CpuBackend::mla_prefill(const MlaAttention& op) {
     if (s.decode) continue;
     most_rows = std::max<int64_t>(most_rows, s.q_len);
     for (int64_t h = 0; h < heads && s.q_len > 0; h++)
-      prefill_tasks_.push_back({.q = op.q.f32(s.q_begin, h), .q_row_stride = op.q.stride[0],
-                                .out = op.out.f32(s.q_begin, h), .out_row_stride = op.out.stride[0],
-                                .rows = s.q_len, .visible = s.kv_len - s.q_len + 1, .cache = view(op.cache, s, 0),
-                                .kv_b = matrix(op.kv_b), .head = h, .nope = op.nope, .rope = op.rope, .v_dim = op.v_dim,
-                                .kv_lora = op.kv_lora, .scale = op.scale, .scratch = nullptr});
+      prefill_tasks_.push_back({.q = op.q.f32(s.q_begin, h),
+                                .q_row_stride = op.q.stride[0],
+                                .out = op.out.f32(s.q_begin, h),
+                                .out_row_stride = op.out.stride[0],
+                                .rows = s.q_len,
+                                .visible = s.kv_len - s.q_len + 1,
+                                .cache = view(op.cache, s, 0),
+                                .kv_b = matrix(op.kv_b),
+                                .head = h,
+                                .nope = op.nope,
+                                .rope = op.rope,
+                                .v_dim = op.v_dim,
+                                .kv_lora = op.kv_lora,
+                                .scale = op.scale,
+                                .scratch = nullptr});
   }
   if (prefill_tasks_.empty()) return;
   reserve_scratch(mla_prefill_scratch_floats(most_rows, op.nope, op.rope, op.v_dim, op.kv_lora));
@@ -121,18 +145,35 @@ void CpuBackend::mla_decode(const MlaAttention& op) {
     const int64_t pieces = std::max((pairs + kMlaRowBlock - 1) / kMlaRowBlock, (pool_.threads() + slices - 1) / slices);
     const int64_t step = std::max<int64_t>(4, (pairs + pieces - 1) / pieces);
     for (int64_t p = 0; p < pairs; p += step)
-      decode_tasks_.push_back({.q = latent_q.f32(t * heads), .out = latent_out.f32(t * heads), .pair_begin = p,
-                               .pair_end = std::min(pairs, p + step), .heads = heads, .visible = s.kv_len - s.q_len + 1,
-                               .cache = view(op.cache, s, 0), .kv_lora = op.kv_lora, .rope = op.rope, .scale = op.scale,
+      decode_tasks_.push_back({.q = latent_q.f32(t * heads),
+                               .out = latent_out.f32(t * heads),
+                               .pair_begin = p,
+                               .pair_end = std::min(pairs, p + step),
+                               .heads = heads,
+                               .visible = s.kv_len - s.q_len + 1,
+                               .cache = view(op.cache, s, 0),
+                               .kv_lora = op.kv_lora,
+                               .rope = op.rope,
+                               .scale = op.scale,
                                .scratch = nullptr});
     for (int i = 0; i < s.q_len; i++) rows[t++] = s.q_begin + i;
   }
   const Matrix kv_b = matrix(op.kv_b);
   pool_.parallel_for(heads, 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t h = begin; h < end; h++)
-      kernels_->mla_absorb({.q = op.q.f32(0, h), .q_rows = rows, .q_row_stride = op.q.stride[0], .latent = latent_q.f32(h),
-                            .latent_stride = heads * width, .tokens = tokens, .kv_b = kv_b, .head = h, .nope = op.nope, .rope = op.rope,
-                            .v_dim = op.v_dim, .kv_lora = op.kv_lora, .scratch = scratch(worker)});
+      kernels_->mla_absorb({.q = op.q.f32(0, h),
+                            .q_rows = rows,
+                            .q_row_stride = op.q.stride[0],
+                            .latent = latent_q.f32(h),
+                            .latent_stride = heads * width,
+                            .tokens = tokens,
+                            .kv_b = kv_b,
+                            .head = h,
+                            .nope = op.nope,
+                            .rope = op.rope,
+                            .v_dim = op.v_dim,
+                            .kv_lora = op.kv_lora,
+                            .scratch = scratch(worker)});
   });
   pool_.parallel_for(static_cast<int64_t>(decode_tasks_.size()), 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; i++) {

@@ -59,10 +59,9 @@ class CpuBackend : public Backend {
   template <class F>
   void for_rows(int64_t rows, int64_t width, F fn) {
     constexpr int64_t kElementsPerPiece = 16384;
-    pool_.parallel_for(rows, std::max<int64_t>(1, kElementsPerPiece / std::max<int64_t>(1, width)),
-                       [&](int64_t begin, int64_t end, int) {
-                         for (int64_t i = begin; i < end; i++) fn(i);
-                       });
+    pool_.parallel_for(rows, std::max<int64_t>(1, kElementsPerPiece / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; i++) fn(i);
+    });
   }
   void update_rotary(const Tensor& positions, const Tensor& inv_freq, float magnitude);
   void mla_prefill(const MlaAttention& op);

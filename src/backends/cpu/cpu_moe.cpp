@@ -24,7 +24,10 @@ int64_t route_scratch_floats(int64_t experts, int64_t groups) { return 3 * pad16
 
 RouteScratch route_scratch(float* p, int64_t experts, int64_t groups) {
   const int64_t e = pad16(experts), g = pad16(groups);
-  return {.score = p, .choice = p + e, .group = p + 2 * e, .order = reinterpret_cast<int32_t*>(p + 2 * e + g),
+  return {.score = p,
+          .choice = p + e,
+          .group = p + 2 * e,
+          .order = reinterpret_cast<int32_t*>(p + 2 * e + g),
           .group_order = reinterpret_cast<int32_t*>(p + 3 * e + g)};
 }
 

@@ -1,13 +1,13 @@
 # The kernels (kernels/kernels.cpp) are compiled once per instruction set, as object libraries that join dg_backend_cpu.
-# A new family is one line here and one in isa.cpp. Kernels are always optimised: at -O1 they would be 20 times slower
-# and the tests of debug builds would take hours. No contraction across statements differs between presets.
+# A new family is one line here and one in isa.cpp. Kernels are optimised in every preset: at -O1 nothing vectorises, the
+# tests of debug builds would take hours, and they would test other code than the one shipped.
 function(dg_cpu_isa name)
   set(target dg_cpu_${name})
   add_library(${target} OBJECT ${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/kernels/kernels.cpp)
   target_link_libraries(${target} PRIVATE dg_flags)
   target_compile_definitions(${target} PRIVATE DG_ISA_NAMESPACE=isa_${name} DG_ISA_TABLE=kernels_${name} DG_ISA_NAME="${name}")
-  # No exceptions: their personality routine would be a shared (COMDAT) symbol. No built-in stack of trapping semantics:
-  # selects in the conversions then vectorise.
+  # -fno-exceptions: their personality routine would be a shared (COMDAT) symbol. -fno-trapping-math: nobody looks at
+  # floating-point traps, and selects vectorise.
   target_compile_options(${target} PRIVATE -O3 -ffp-contract=fast -fno-trapping-math -fno-exceptions -fno-rtti
                          -fno-asynchronous-unwind-tables ${ARGN})
   target_sources(dg_backend_cpu PRIVATE $<TARGET_OBJECTS:${target}>)

@@ -98,12 +98,11 @@ Result<const KernelTable*> find_kernels(std::string_view name) {
   for (const Isa& isa : kIsas) {
     if (!isa.usable()) {
       if (name == isa.name)
-        return input_error(fmt::format("--isa {}: this processor or operating system lacks {}; use one of: auto{}", name, isa.needs,
-                                       [&] {
-                                         std::string list;
-                                         for (const std::string& n : usable_isas()) list += ", " + n;
-                                         return list;
-                                       }()));
+        return input_error(fmt::format("--isa {}: this processor or operating system lacks {}; use one of: auto{}", name, isa.needs, [&] {
+          std::string list;
+          for (const std::string& n : usable_isas()) list += ", " + n;
+          return list;
+        }()));
       continue;
     }
     if (name == "auto" || name == isa.name) return isa.kernels;

@@ -15,7 +15,7 @@
 namespace dg::DG_ISA_NAMESPACE {
 namespace {
 
-constexpr int kPack = 32;        // elements of a q8_0 pack and of an int4 group
+constexpr int kPack = 32;          // elements of a q8_0 pack and of an int4 group
 constexpr int kPacksAtATime = 16;  // 512 elements: what a matmul asks for
 
 // out = scale of the pack * code, for `packs` whole packs.
@@ -71,7 +71,7 @@ void int4_decode_groups(const Weight& w, int64_t row, int64_t col, int64_t n, fl
 }
 
 constexpr Decoder kDecoders[] = {
-    {"f32", f32_decode},         {"bf16", bf16_decode},        {"f16", f16_decode},          {"fp8_block", fp8_block_decode},
+    {"f32", f32_decode},         {"bf16", bf16_decode},         {"f16", f16_decode},          {"fp8_block", fp8_block_decode},
     {"q8_0", q8_0_decode_packs}, {"int8", int8_channel_decode}, {"int4", int4_decode_groups},
 };
 

@@ -165,8 +165,8 @@ float tile_softmax(float* s, int64_t n, float scale, float* max, float* sum) {
 }
 
 template <int R>
-void flash_group(FlashRows& f, int64_t first, const float* kt, int64_t k_width, const float* v, int64_t ldv, int64_t v_width,
-                 int64_t base, float scale, float* scores) {
+void flash_group(FlashRows& f, int64_t first, const float* kt, int64_t k_width, const float* v, int64_t ldv, int64_t v_width, int64_t base,
+                 float scale, float* scores) {
   float* s[R];
   int64_t n[R];
   bool same = true, any = false;
@@ -191,8 +191,8 @@ void flash_group(FlashRows& f, int64_t first, const float* kt, int64_t k_width, 
 }
 
 // One tile for rows [first, f.n). kt (k_width, 64), v (64, v_width) with rows ldv apart, scores 4 x 64 floats.
-void flash_tile(FlashRows& f, int64_t first, const float* kt, int64_t k_width, const float* v, int64_t ldv, int64_t v_width,
-                int64_t base, float scale, float* scores) {
+void flash_tile(FlashRows& f, int64_t first, const float* kt, int64_t k_width, const float* v, int64_t ldv, int64_t v_width, int64_t base,
+                float scale, float* scores) {
   int64_t i = first;
   for (; i + 4 <= f.n; i += 4) flash_group<4>(f, i, kt, k_width, v, ldv, v_width, base, scale, scores);
   for (; i < f.n; i++) flash_group<1>(f, i, kt, k_width, v, ldv, v_width, base, scale, scores);

@@ -22,8 +22,8 @@ void attention(const AttentionTask& a) {
   int64_t i = 0;
   for (int64_t row = a.row_begin; row < a.row_end; row++)
     for (int64_t h = a.head_begin; h < a.head_end; h++, i++)
-      flash_row(f, i, a.q + row * a.q_row_stride + h * a.q_head_stride, a.out + row * a.out_row_stride + h * a.out_head_stride,
-                a.v_width, a.visible + row);
+      flash_row(f, i, a.q + row * a.q_row_stride + h * a.q_head_stride, a.out + row * a.out_row_stride + h * a.out_head_stride, a.v_width,
+                a.visible + row);
   const int64_t last = a.visible + a.row_end - 1;
   for (int64_t base = 0; base < last; base += kTile) {
     const int64_t count = last - base < kTile ? last - base : kTile;
@@ -48,8 +48,7 @@ void mla_prefill(const MlaPrefillTask& a) {
   float* acc = s.tails + kTile * 16;
   s.x = reinterpret_cast<const float**>(acc + kTile * kRows * 16);
   s.tail = s.x + kTile;
-  for (int64_t i = 0; i < a.rows; i++)
-    flash_row(f, i, a.q + i * a.q_row_stride, a.out + i * a.out_row_stride, a.v_dim, a.visible + i);
+  for (int64_t i = 0; i < a.rows; i++) flash_row(f, i, a.q + i * a.q_row_stride, a.out + i * a.out_row_stride, a.v_dim, a.visible + i);
 
   const int64_t last = a.visible + a.rows - 1, first_weight_row = a.head * (a.nope + a.v_dim);
   for (int64_t base = 0; base < last; base += kTile) {

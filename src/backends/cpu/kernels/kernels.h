@@ -30,8 +30,8 @@ struct Matrix {
 
 // out[t][row] = w[row] . x[t] (+ bias[row]) for rows [begin, end); with `gate`: silu(gate[row] . x[t]) * (w[row] . x[t]).
 struct MatmulArgs {
-  Matrix w, gate;        // gate.weight is null for a plain product
-  const float* x;        // row t of x is x + (x_rows ? x_rows[t] : t) * x_stride
+  Matrix w, gate;  // gate.weight is null for a plain product
+  const float* x;  // row t of x is x + (x_rows ? x_rows[t] : t) * x_stride
   const int32_t* x_rows;
   int64_t x_stride;
   float* out;  // addressed like x
@@ -70,7 +70,7 @@ struct AttentionTask {
   int64_t out_row_stride, out_head_stride;
   int64_t row_begin, row_end, head_begin, head_end;
   int64_t visible;
-  CacheView k, v;             // data points at the first element of the kv head
+  CacheView k, v;  // data points at the first element of the kv head
   int64_t k_width, v_width;
   float scale;
   float* scratch;  // attention_scratch_floats
@@ -92,8 +92,8 @@ struct MlaPrefillTask {
 
 // Attention of query vectors already in latent space: v is the first kv_lora elements of the cache row itself.
 struct MlaDecodeTask {
-  const float* q;  // (pairs, kv_lora + rope)
-  float* out;      // (pairs, kv_lora)
+  const float* q;                       // (pairs, kv_lora + rope)
+  float* out;                           // (pairs, kv_lora)
   int64_t pair_begin, pair_end, heads;  // pair = row * heads + head; row i sees visible + i positions
   int64_t visible;
   CacheView cache;

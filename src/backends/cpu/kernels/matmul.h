@@ -12,7 +12,7 @@ namespace dg::DG_ISA_NAMESPACE {
 namespace {
 
 constexpr int kRows = static_cast<int>(kMatmulRows);
-constexpr int kRowTile = kManyRegisters ? 8 : 4;                          // R * T accumulators stay in registers
+constexpr int kRowTile = kManyRegisters ? 8 : 4;  // R * T accumulators stay in registers
 constexpr int kTokenTile = kManyRegisters || kLanes == 8 ? 3 : 2;
 
 // acc[t][r] += w[r] * x[t] over `steps` groups of 16 elements.
@@ -55,18 +55,17 @@ void dot_rows_tile(int rows, const float* w, const float* const* x, int64_t offs
 
 void dot_all_tokens(int rows, const float* w, const float* const* x, int64_t tokens, int64_t offset, int64_t steps, float* acc) {
   int64_t t = 0;
-  for (; t + kTokenTile <= tokens; t += kTokenTile)
-    dot_rows_tile<kTokenTile>(rows, w, x + t, offset, steps, acc + t * kRows * 16);
+  for (; t + kTokenTile <= tokens; t += kTokenTile) dot_rows_tile<kTokenTile>(rows, w, x + t, offset, steps, acc + t * kRows * 16);
   if (tokens - t == 2) dot_rows_tile<2>(rows, w, x + t, offset, steps, acc + t * kRows * 16);
   if (tokens - t == 1) dot_rows_tile<1>(rows, w, x + t, offset, steps, acc + t * kRows * 16);
 }
 
 // Scratch of dot_rows for one block of tokens.
 struct DotScratch {
-  float* decoded;     // (kMatmulRows, kMatmulDepth)
-  float* tails;       // (tokens, 16): the last in % 16 elements of x, zeros behind
-  const float** x;    // (tokens)
-  const float** tail; // (tokens)
+  float* decoded;      // (kMatmulRows, kMatmulDepth)
+  float* tails;        // (tokens, 16): the last in % 16 elements of x, zeros behind
+  const float** x;     // (tokens)
+  const float** tail;  // (tokens)
 };
 
 void set_tokens(const DotScratch& s, int64_t tokens, int64_t in) {
@@ -121,8 +120,7 @@ void matmul(const MatmulArgs& a, int64_t begin, int64_t end) {
         for (int r = 0; r < rows; r++) sums[r] = hsum16(acc + (t * kRows + r) * 16);
         if (a.gate.weight) {
           for (int r = 0; r < rows; r++) gates[r] = hsum16(gate_acc + (t * kRows + r) * 16);
-          for (int i = 0; i < kRows; i += kLanes < kRows ? kLanes : kRows)
-            store(sums + i, silu_vector(load(gates + i)) * load(sums + i));
+          for (int i = 0; i < kRows; i += kLanes < kRows ? kLanes : kRows) store(sums + i, silu_vector(load(gates + i)) * load(sums + i));
         }
         if (a.bias)
           for (int r = 0; r < rows; r++) sums[r] += a.bias[row + r];
