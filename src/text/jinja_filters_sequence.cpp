@@ -256,7 +256,7 @@ Value slice(Interpreter& in, const Value& input, const Args& args) {
   return in.heap.list(std::move(columns));
 }
 
-constexpr std::pair<std::string_view, Filter> kFilters[] = {
+constexpr std::pair<std::string_view, Filter> kSequenceFilters[] = {
     {"length", length_filter}, {"count", length_filter}, {"default", default_filter}, {"d", default_filter}, {"first", first},
     {"last", last},            {"list", list_filter},    {"join", join},              {"items", items_filter}, {"reverse", reverse_filter},
     {"sort", sort},            {"dictsort", dictsort},   {"unique", unique},          {"min", min_filter},   {"max", max_filter},
@@ -267,7 +267,7 @@ constexpr std::pair<std::string_view, Filter> kFilters[] = {
 }  // namespace
 
 Filter find_sequence_filter(std::string_view name) {
-  for (auto& [n, filter] : kFilters)
+  for (auto& [n, filter] : kSequenceFilters)
     if (n == name) return filter;
   return nullptr;
 }

@@ -250,7 +250,7 @@ Value truncate(Interpreter& in, const Value& input, const Args& args) {
   return in.heap.string(text + end);
 }
 
-constexpr std::pair<std::string_view, Filter> kFilters[] = {
+constexpr std::pair<std::string_view, Filter> kTextFilters[] = {
     {"upper", mapped<upper>},   {"lower", mapped<lower>},          {"capitalize", mapped<capitalize>}, {"title", title_filter},
     {"trim", trim},             {"replace", replace_filter},       {"indent", indent},                 {"wordcount", wordcount},
     {"string", to_string_filter}, {"safe", same},                  {"escape", mapped<escape_html>},    {"e", mapped<escape_html>},
@@ -262,7 +262,7 @@ constexpr std::pair<std::string_view, Filter> kFilters[] = {
 }  // namespace
 
 Filter find_text_filter(std::string_view name) {
-  for (auto& [n, filter] : kFilters)
+  for (auto& [n, filter] : kTextFilters)
     if (n == name) return filter;
   return nullptr;
 }

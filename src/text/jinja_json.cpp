@@ -10,7 +10,7 @@
 namespace dg::jinja {
 namespace {
 
-constexpr int kMaxNesting = 100;
+constexpr int kMaxJsonNesting = 100;
 
 void append_string(std::string_view text, bool ensure_ascii, std::string& out) {
   out += '"';
@@ -57,7 +57,7 @@ class Dumper {
   }
 
   void dump(const Value& value, int depth) {
-    if (depth > kMaxNesting) throw Failure{fmt::format("tojson: the value is nested deeper than {} levels", kMaxNesting)};
+    if (depth > kMaxJsonNesting) throw Failure{fmt::format("tojson: the value is nested deeper than {} levels", kMaxJsonNesting)};
     heap_.charge(1);
     size_t before = out.size();
     switch (value.kind()) {

@@ -9,13 +9,13 @@
 namespace dg::jinja {
 namespace {
 
-constexpr int kMaxNesting = 100;   // of the parser's own recursion
+constexpr int kMaxParserNesting = 100;   // of the parser's own recursion
 constexpr size_t kMaxShown = 40;   // bytes of a token quoted in a message
 
 }  // namespace
 
 Parser::Nesting::Nesting(Parser& p) : parser(p) {
-  if (p.depth_ >= kMaxNesting) p.fail(fmt::format("nested deeper than {} levels", kMaxNesting));
+  if (p.depth_ >= kMaxParserNesting) p.fail(fmt::format("nested deeper than {} levels", kMaxParserNesting));
   p.depth_++;
 }
 

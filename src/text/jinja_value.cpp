@@ -11,10 +11,10 @@
 namespace dg::jinja {
 namespace {
 
-constexpr int kMaxNesting = 100;  // of values that are compared, printed or dumped
+constexpr int kMaxValueNesting = 100;  // of values that are compared, printed or dumped
 
 void check_nesting(int depth) {
-  if (depth > kMaxNesting) throw Failure{fmt::format("a value is nested deeper than {} levels", kMaxNesting)};
+  if (depth > kMaxValueNesting) throw Failure{fmt::format("a value is nested deeper than {} levels", kMaxValueNesting)};
 }
 
 void check_hashable(const Value& key) {

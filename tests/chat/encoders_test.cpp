@@ -14,16 +14,16 @@ namespace {
 constexpr const char* kBos = "<｜begin▁of▁sentence｜>";
 constexpr const char* kEos = "<｜end▁of▁sentence｜>";
 
-std::string chat_path(const std::string& name) { return std::string(DG_SOURCE_DIR) + "/tests/chat/" + name; }
+std::string chat_test_file(const std::string& name) { return std::string(DG_SOURCE_DIR) + "/tests/chat/" + name; }
 
 Json conversations() {
-  auto json = read_json_file(chat_path("conversations.json"));
+  auto json = read_json_file(chat_test_file("conversations.json"));
   EXPECT_TRUE(json.ok());
   return json.ok() ? *json : Json::array();
 }
 
 ChatModelInfo model(const std::string& file) {
-  auto source = read_file(chat_path("templates/" + file), 1 << 20);
+  auto source = read_file(chat_test_file("templates/" + file), 1 << 20);
   EXPECT_TRUE(source.ok());
   return {.chat_template = source.ok() ? *source : "", .bos_token = kBos, .eos_token = kEos};
 }
