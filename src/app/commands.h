@@ -14,6 +14,9 @@ Result<int> run_verify(const Options& options);
 Result<int> run_plan(const Options& options);
 Result<int> run_tokenize(const Options& options);
 Result<int> run_synth(const Options& options);
+Result<int> run_serve(const Options& options);
+Result<int> run_keys(const Options& options);
+Result<int> run_bench(const Options& options);
 Result<int> run_version(const Options& options);
 
 }  // namespace dg

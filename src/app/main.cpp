@@ -19,6 +19,9 @@ struct Runner {
 constexpr Runner kRunners[] = {
     {"generate", run_generate}, {"chat", run_chat},         {"eval", run_eval},   {"inspect", run_inspect}, {"verify", run_verify},
     {"plan", run_plan},         {"tokenize", run_tokenize}, {"synth", run_synth}, {"version", run_version},
+#ifdef DG_HAVE_SERVER
+    {"serve", run_serve},       {"keys", run_keys},         {"bench", run_bench},
+#endif
 };
 
 int fail(std::string_view where, const Error& error) {
@@ -75,8 +78,7 @@ int run(const std::vector<std::string>& args) {
       return fail(where, resource_error("out of memory; use a smaller model, context (--max-model-len) or batch"));
     }
   }
-  CHECK(false) << "no function for the command " << name;
-  return 1;
+  return fail(where, input_error("this build has no server: it was made for another machine, without Boost and OpenSSL"));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/reference.h"
 #include "base/file.h"
+#include "base/memory.h"
 #include "plan/sizing.h"
 #include "quant/f16.h"
 #include "quant/bf16.h"
@@ -39,6 +40,24 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
     return std::unique_ptr<Backend>(std::move(both));
   }
   return input_error(fmt::format("--backend: expected cpu, reference or checked, found \"{}\"", options.backend));
+}
+
+// The KV cache within the memory that --kv-cache-memory-bytes or a share of what is free allows.
+Result<void> limit_cache(Model& model, const OpenOptions& options, ExecutorOptions* executor, int64_t* length) {
+  CacheLayout layout;
+  model.register_cache(layout);
+  int64_t token_bytes = layout.bytes_per_token(executor->kv_dtype);
+  int64_t bytes = options.kv_bytes;
+  if (bytes == 0) bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes));
+  int64_t tokens = bytes / token_bytes / executor->block_tokens * executor->block_tokens;
+  executor->kv_tokens = std::min(executor->kv_tokens, tokens);
+  if (executor->kv_tokens >= *length) return {};
+  if (options.max_model_len > 0 || executor->kv_tokens < 16 * executor->block_tokens)
+    return resource_error(fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
+                                      "--kv-cache-memory-bytes",
+                                      format_bytes(bytes), tokens, format_bytes(token_bytes), *length));
+  *length = executor->kv_tokens;
+  return {};
 }
 
 }  // namespace
@@ -123,10 +142,13 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   int64_t longest = opened->config.max_position;
   if (options.max_model_len > longest)
     return input_error(fmt::format("--max-model-len {}: the model takes at most {} tokens (max_position_embeddings)", options.max_model_len, longest));
-  int64_t length = options.max_model_len > 0 ? options.max_model_len : std::min<int64_t>(longest, 8192);
+  bool limited = options.kv_memory_share > 0 || options.kv_bytes > 0;
+  int64_t length = options.max_model_len > 0 ? options.max_model_len : limited ? longest : std::min<int64_t>(longest, 8192);
   ExecutorOptions executor;
   executor.kv_dtype = kv_dtype;
+  executor.block_tokens = options.block_tokens;
   executor.kv_tokens = (length + executor.block_tokens) * options.max_sequences;
+  if (limited) DG_TRY(limit_cache(*opened->model, options, &executor, &length));
   executor.max_step_sequences = options.max_sequences;
   executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;

@@ -27,6 +27,11 @@ struct OpenOptions {
   int64_t max_step_tokens = 512;
   int64_t max_sequences = 1;
   int64_t max_logit_rows = 0;   // 0: one per sequence
+  // Share of the memory that is free after loading that the KV cache may take (serve), or its bytes. Both 0: room for
+  // max_sequences contexts of max_model_len. The longest context then shrinks to what fits, unless max_model_len is set.
+  double kv_memory_share = 0;
+  int64_t kv_bytes = 0;
+  int block_tokens = 16;
   bool progress = true;
   bool load_text = true;        // tokenizer and prompt encoder
   std::string chat_format = "auto";

@@ -58,16 +58,20 @@ int display_columns(std::string_view text) {
 
 }  // namespace
 
-std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t total_bytes, double bytes_per_s, int columns) {
+std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t total_bytes, double bytes_per_s, int columns,
+                          std::string_view counted) {
   uint64_t shown = std::min(done_bytes, total_bytes);
   double fraction = total_bytes == 0 ? 1.0 : static_cast<double>(shown) / static_cast<double>(total_bytes);
   Unit unit = unit_for(total_bytes);
   double left_s = bytes_per_s > 0 ? static_cast<double>(total_bytes - shown) / bytes_per_s : shown == total_bytes ? 0.0 : -1.0;
   int digits = unit.bytes > 1 ? 1 : 0;
   // Rounded down: 100% means that all is there.
-  std::string figures = fmt::format("{:3}%  {:.{}f}/{:.{}f} {}  {:.2f} GB/s  ETA {}", static_cast<int>(std::floor(fraction * 100)),
-                                    static_cast<double>(shown) / unit.bytes, digits, static_cast<double>(total_bytes) / unit.bytes, digits,
-                                    unit.name, bytes_per_s / 1e9, time_left(left_s));
+  const int percent = static_cast<int>(std::floor(fraction * 100));
+  std::string figures = counted.empty()
+                            ? fmt::format("{:3}%  {:.{}f}/{:.{}f} {}  {:.2f} GB/s  ETA {}", percent, static_cast<double>(shown) / unit.bytes,
+                                          digits, static_cast<double>(total_bytes) / unit.bytes, digits, unit.name, bytes_per_s / 1e9,
+                                          time_left(left_s))
+                            : fmt::format("{:3}%  {}/{} {}  {:.1f}/s  ETA {}", percent, shown, total_bytes, counted, bytes_per_s, time_left(left_s));
   // "label [bar]  figures", and the last column stays free: writing there wraps on some terminals.
   int bar = std::min(columns - display_columns(label) - static_cast<int>(figures.size()) - 6, 40);
   if (bar < 4) return fmt::format("{}  {}", label, figures);
@@ -78,8 +82,9 @@ std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t 
   return fmt::format("{} [{}]  {}", label, cells, figures);
 }
 
-std::string progress_summary(std::string_view label, uint64_t done_bytes, double elapsed_s) {
+std::string progress_summary(std::string_view label, uint64_t done_bytes, double elapsed_s, std::string_view counted) {
   double rate = elapsed_s > 0 ? static_cast<double>(done_bytes) / elapsed_s : 0;
+  if (!counted.empty()) return fmt::format("{}: {} {} in {:.1f} s ({:.1f}/s)", label, done_bytes, counted, elapsed_s, rate);
   return fmt::format("{}: {} in {:.1f} s ({:.2f} GB/s)", label, bytes_text(done_bytes), elapsed_s, rate / 1e9);
 }
 
@@ -121,7 +126,7 @@ void Progress::redraw(int64_t now) {
     last_bytes_ = done;
   }
   int columns = options_.columns > 0 ? options_.columns : terminal_columns(options_.fd);
-  print("\r" + progress_line(label_, done, total_bytes_, bytes_per_s_, columns) + "\x1b[K");
+  print("\r" + progress_line(label_, done, total_bytes_, bytes_per_s_, columns, options_.unit) + "\x1b[K");
   line_shown_ = true;
 }
 
@@ -130,7 +135,7 @@ void Progress::finish() {
   if (finished_) return;
   finished_ = true;
   if (options_.silent) return;
-  std::string summary = progress_summary(label_, done_bytes(), static_cast<double>(now_ns() - start_ns_) / 1e9);
+  std::string summary = progress_summary(label_, done_bytes(), static_cast<double>(now_ns() - start_ns_) / 1e9, options_.unit);
   print(terminal_ ? "\r" + summary + "\x1b[K\n" : summary + "\n");
 }
 

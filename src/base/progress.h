@@ -16,6 +16,7 @@ struct ProgressOptions {
   std::optional<bool> terminal;   // unset: what isatty(fd) says
   int columns = 0;                // width of the terminal; 0: ask it
   double redraw_interval_s = 0.1;
+  std::string unit = "";  // what is counted, such as "requests"; "": bytes
 };
 
 // add() may be called from any number of threads; the other calls belong to the owner.
@@ -52,7 +53,9 @@ class Progress {
 
 // The two texts, of plain numbers. Sizes are decimal (1 GB = 1e9 bytes) in the unit that suits the total.
 // The line has at most `columns` columns where the figures allow; the bar takes what is left, or is left out.
-std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t total_bytes, double bytes_per_s, int columns);
-std::string progress_summary(std::string_view label, uint64_t done_bytes, double elapsed_s);
+// With a unit the numbers count things and are shown as they are.
+std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t total_bytes, double bytes_per_s, int columns,
+                          std::string_view unit = {});
+std::string progress_summary(std::string_view label, uint64_t done_bytes, double elapsed_s, std::string_view unit = {});
 
 }  // namespace dg

@@ -33,6 +33,11 @@ class Pipe {
   bool ok_ = false;
 };
 
+TEST(Progress, CountsThings) {
+  EXPECT_EQ(progress_line("bench", 30, 120, 4.5, 40, "requests"), "bench   25%  30/120 requests  4.5/s  ETA 0:20");
+  EXPECT_EQ(progress_summary("bench", 120, 30, "requests"), "bench: 120 requests in 30.0 s (4.0/s)");
+}
+
 TEST(ProgressLine, ShowsFiguresAndBar) {
   EXPECT_EQ(progress_line("loading", 289'100'000'000, 688'600'000'000, 7.5e9, 80),
             "loading [==========>               ]   41%  289.1/688.6 GB  7.50 GB/s  ETA 0:54");

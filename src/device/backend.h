@@ -5,6 +5,7 @@
 // waits. Scratch an op needs comes from the arena passed with it. Fused ops (* in ops.h) have a default body made of
 // primitives, so a new backend starts correct and becomes fast one override at a time.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -39,6 +40,12 @@ class Backend {
   virtual bool supports(const Format& format) const = 0;
   // Waits for all ops issued so far.
   virtual void synchronise() {}
+  // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the
+  // threads that the backend has anyway. fn must not throw or call the backend.
+  virtual void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) {
+    for (int64_t i = 0; i < n; i++) fn(i, 0);
+  }
+  virtual int host_workers() const { return 1; }
 
   virtual void embed(const Embed&) = 0;
   virtual void linear(const Linear&) = 0;

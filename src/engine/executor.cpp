@@ -20,6 +20,11 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   executor->positions_ = Tensor::of(base + n, Dtype::kI32, {n});
   executor->slots_ = Tensor::of(base + 2 * n, Dtype::kI32, {n});
   executor->logit_rows_ = Tensor::of(base + 3 * n, Dtype::kI32, {n});
+  if (model.mtp_modules() > 0) {
+    int64_t hidden = model.config().hidden;
+    DG_ASSIGN(executor->carry_memory_, backend.allocate(static_cast<size_t>(options.max_step_sequences * hidden) * 4, "draft states"));
+    executor->carry_ = Tensor::of(executor->carry_memory_->data(), Dtype::kF32, {options.max_step_sequences, hidden});
+  }
   executor->slices_.reserve(static_cast<size_t>(options.max_step_sequences));
   return executor;
 }
@@ -27,6 +32,17 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
 Result<StepResult> Executor::run(std::span<const StepSequence> sequences) { return run_forward(sequences, nullptr); }
 
 Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden) { return run_forward(sequences, &hidden); }
+
+Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
+  auto n = static_cast<int64_t>(rows.size());
+  CHECK(rows.size() == sequences.size() && n <= carry_.rows());
+  for (int64_t i = 0; i < n; i++) *logit_rows_.i32(i) = rows[static_cast<size_t>(i)];
+  Tensor carried = carry_.slice(0, 0, n);
+  backend_.gather_rows({.out = carried, .x = hidden, .rows = logit_rows_.slice(0, 0, n)});
+  backend_.synchronise();  // the indices are written again
+  arena_.release(0);
+  return run_forward(sequences, &carried);
+}
 
 Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden) {
   for (size_t i = 0; i < sequences.size(); i++) {
@@ -51,7 +67,8 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
       *ids_.i32(tokens + i) = s.ids[static_cast<size_t>(i)];
       *positions_.i32(tokens + i) = static_cast<int32_t>(s.first_position + i);
       *slots_.i32(tokens + i) = s.blocks->slot(s.first_position + i);
-      bool wanted = s.logits == LogitsWanted::kAll || (s.logits == LogitsWanted::kLast && i + 1 == count);
+      bool wanted = s.logits == LogitsWanted::kAll || (s.logits == LogitsWanted::kLast && i + 1 == count) ||
+                    (s.logits == LogitsWanted::kRow && i == s.logit_row);
       if (wanted) *logit_rows_.i32(rows++) = static_cast<int32_t>(tokens + i);
     }
     tokens += count;

@@ -20,7 +20,7 @@ struct ExecutorOptions {
   size_t arena_bytes = 0;         // from plan/sizing.h for the same limits
 };
 
-enum class LogitsWanted { kNone, kLast, kAll };
+enum class LogitsWanted { kNone, kLast, kAll, kRow };  // kRow: of row StepSequence::logit_row
 
 // The part of one sequence that runs in a step: tokens ids[0..n) at positions first_position.., in the cache blocks of
 // `blocks` (run() reserves them).
@@ -30,6 +30,7 @@ struct StepSequence {
   BlockTable* blocks = nullptr;
   bool decode = false;  // one generated token; false for prefill chunks
   LogitsWanted logits = LogitsWanted::kLast;
+  int64_t logit_row = 0;
 };
 
 struct StepResult {
@@ -48,6 +49,9 @@ class Executor {
   Result<StepResult> run(std::span<const StepSequence> sequences);
   // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one.
   Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden);
+  // One more pass of the MTP module on some rows of the last one: one row per sequence, `hidden` (tokens, hidden) of that
+  // pass, rows[i] the row that sequence i goes on from. The results of the passes before are no longer valid.
+  Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows);
 
   Backend& backend() { return backend_; }
   Model& model() { return model_; }
@@ -64,9 +68,10 @@ class Executor {
   Model& model_;
   ExecutorOptions options_;
   std::unique_ptr<KvPool> kv_;
-  std::unique_ptr<DeviceMemory> arena_memory_, index_memory_;
+  std::unique_ptr<DeviceMemory> arena_memory_, index_memory_, carry_memory_;
   Arena arena_;
   Tensor ids_, positions_, slots_, logit_rows_;  // (max_step_tokens) i32
+  Tensor carry_;                                 // (max_step_sequences, hidden) between passes of the MTP module
   std::vector<SequenceSlice> slices_;
   std::function<void(int, Tensor)> observe_;
 };

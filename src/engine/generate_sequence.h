@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/executor.h"
+#include "engine/finish.h"
 #include "engine/sampler.h"
 #include "engine/stop.h"
 #include "text/detokenizer.h"
@@ -21,14 +22,6 @@ struct GenerateRequest {
   std::vector<std::string> stop;  // texts that end it; neither they nor anything behind them is in the text
   bool skip_special = true;       // special tokens give no text
 };
-
-enum class FinishReason {
-  kStop,     // an eos id or a stop text
-  kLength,   // max_tokens
-  kContext,  // the context is full
-  kCancelled,
-};
-const char* finish_reason_name(FinishReason reason);  // "stop", "length", "context", "cancelled"
 
 struct GenerateResult {
   std::vector<int32_t> ids;  // generated

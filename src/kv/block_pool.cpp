@@ -1,7 +1,5 @@
 #include "kv/block_pool.h"
 
-#include <fmt/core.h>
-
 namespace dg {
 
 int CacheLayout::add(std::string name, int64_t width) {
@@ -30,51 +28,8 @@ Result<std::unique_ptr<KvPool>> KvPool::create(Backend& backend, const CacheLayo
     pool->caches_.push_back({Tensor::of(at, options.dtype, {options.blocks, options.block_tokens, part.width})});
     at += part_bytes(part);
   }
-  pool->used_.resize(static_cast<size_t>(options.blocks));
-  for (int64_t b = options.blocks; b-- > 0;) pool->free_.push_back(static_cast<int32_t>(b));
+  pool->allocator_ = std::make_unique<BlockAllocator>(options.blocks);
   return pool;
-}
-
-Result<int32_t> KvPool::allocate() {
-  if (free_.empty())
-    return resource_error(fmt::format("KV cache full: all {} blocks of {} tokens are in use; shorten the prompt or raise --max-model-len",
-                                      options_.blocks, options_.block_tokens));
-  int32_t block = free_.back();
-  free_.pop_back();
-  used_[static_cast<size_t>(block)] = true;
-  return block;
-}
-
-void KvPool::free(int32_t block) {
-  CHECK(block >= 0 && block < options_.blocks && used_[static_cast<size_t>(block)]) << "block " << block;
-  used_[static_cast<size_t>(block)] = false;
-  free_.push_back(block);
-}
-
-void KvPool::check_integrity() const {
-  std::vector<bool> seen(used_);
-  for (int32_t block : free_) {
-    CHECK(block >= 0 && block < options_.blocks && !seen[static_cast<size_t>(block)]) << "block " << block << " twice";
-    seen[static_cast<size_t>(block)] = true;
-  }
-  for (size_t i = 0; i < seen.size(); i++) CHECK(seen[i]) << "block " << i << " lost";
-}
-
-Result<void> BlockTable::reserve(int64_t tokens) {
-  int64_t need = (tokens + pool_->block_tokens() - 1) / pool_->block_tokens();
-  while (static_cast<int64_t>(blocks_.size()) < need) {
-    DG_ASSIGN(int32_t block, pool_->allocate());
-    blocks_.push_back(block);
-  }
-  return {};
-}
-
-void BlockTable::truncate(int64_t tokens) {
-  auto keep = static_cast<size_t>((tokens + pool_->block_tokens() - 1) / pool_->block_tokens());
-  while (blocks_.size() > keep) {
-    pool_->free(blocks_.back());
-    blocks_.pop_back();
-  }
 }
 
 }  // namespace dg

@@ -1,12 +1,14 @@
 // KvPool: the paged KV cache of one device. A model registers the parts it caches (per layer: K and V, or the MLA latent);
-// a block holds `block_tokens` tokens of every part. The pool knows bytes, not models. Block ids are shared by all parts.
-// Engine thread only.
+// a block holds `block_tokens` tokens of every part. The pool knows bytes, not models. Block ids are shared by all parts; its
+// BlockAllocator says who holds them. Engine thread only.
 #pragma once
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "device/backend.h"
+#include "kv/block_allocator.h"
+#include "kv/block_table.h"
 
 namespace dg {
 
@@ -41,14 +43,12 @@ class KvPool {
   int part_count() const { return static_cast<int>(caches_.size()); }
   int block_tokens() const { return options_.block_tokens; }
   int64_t blocks() const { return options_.blocks; }
-  int64_t free_blocks() const { return static_cast<int64_t>(free_.size()); }
+  int64_t free_blocks() const { return allocator_->free_blocks(); }
   int64_t bytes() const { return bytes_; }
 
-  // A free block, or an error saying how many there are and what to change.
-  Result<int32_t> allocate();
-  void free(int32_t block);
-  // Aborts (CHECK) if a block is both free and in use, twice free, or lost.
-  void check_integrity() const;
+  BlockAllocator& allocator() { return *allocator_; }
+  // Aborts (CHECK) if a block is both free and held, twice free, or lost.
+  void check_integrity() const { allocator_->check_integrity(); }
 
  private:
   KvPool() = default;
@@ -57,30 +57,7 @@ class KvPool {
   int64_t bytes_ = 0;
   std::unique_ptr<DeviceMemory> memory_;
   std::vector<PagedCache> caches_;
-  std::vector<int32_t> free_;
-  std::vector<bool> used_;
-};
-
-// The blocks of one sequence, in order. Frees them when destroyed.
-class BlockTable {
- public:
-  explicit BlockTable(KvPool& pool) : pool_(&pool) {}
-  ~BlockTable() { clear(); }
-  BlockTable(const BlockTable&) = delete;
-  BlockTable& operator=(const BlockTable&) = delete;
-
-  Result<void> reserve(int64_t tokens);  // room for that many tokens in all
-  void truncate(int64_t tokens);         // gives back the blocks beyond
-  void clear() { truncate(0); }
-  int32_t slot(int64_t position) const {
-    return blocks_[static_cast<size_t>(position / pool_->block_tokens())] * pool_->block_tokens() +
-           static_cast<int32_t>(position % pool_->block_tokens());
-  }
-  const std::vector<int32_t>& blocks() const { return blocks_; }
-
- private:
-  KvPool* pool_;
-  std::vector<int32_t> blocks_;
+  std::unique_ptr<BlockAllocator> allocator_;
 };
 
 }  // namespace dg

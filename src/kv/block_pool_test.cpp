@@ -4,29 +4,10 @@
 
 #include <random>
 
+#include "device/memory_backend_for_tests.h"
+
 namespace dg {
 namespace {
-
-// Memory only: the pool never runs an op.
-class MemoryBackend : public Backend {
- public:
-  const char* name() const override { return "memory"; }
-  bool supports(const Format&) const override { return true; }
-  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char*) override {
-    struct Block : DeviceMemory {
-      explicit Block(size_t n) : storage(n) {
-        data_ = storage.data();
-        bytes_ = n;
-      }
-      std::vector<std::byte> storage;
-    };
-    return std::unique_ptr<DeviceMemory>(std::make_unique<Block>(bytes));
-  }
-#define DG_UNUSED_OP(method, Op) \
-  void method(const Op&) override { FAIL() << #method; }
-  DG_OPS(DG_UNUSED_OP)
-#undef DG_UNUSED_OP
-};
 
 std::unique_ptr<KvPool> make_pool(Backend& backend, int64_t blocks) {
   CacheLayout layout;
@@ -88,12 +69,94 @@ TEST(KvPool, RandomOperationsKeepIntegrity) {
   EXPECT_EQ(pool->free_blocks(), 50);
 }
 
-TEST(KvPool, DoubleFreeIsABug) {
-  MemoryBackend backend;
-  auto pool = make_pool(backend, 2);
-  int32_t block = *pool->allocate();
-  pool->free(block);
-  EXPECT_DEATH(pool->free(block), "block");
+TEST(BlockTable, AFailedReserveChangesNothing) {
+  BlockAllocator allocator(4);
+  BlockTable other(allocator, 4), table(allocator, 4);
+  ASSERT_TRUE(other.try_reserve(5));
+  ASSERT_TRUE(table.try_reserve(4));
+  std::vector<int32_t> before = table.blocks();
+  EXPECT_EQ(table.missing_blocks(13), 3);
+  EXPECT_EQ(table.missing_blocks(4), 0);
+  EXPECT_EQ(table.missing_blocks(INT64_MAX), INT64_MAX / 4) << "rounded up, less the one it has";
+  EXPECT_FALSE(table.try_reserve(13));
+  EXPECT_FALSE(table.reserve(INT64_MAX).ok());
+  EXPECT_EQ(table.blocks(), before);
+  EXPECT_EQ(allocator.free_blocks(), 1);
+  EXPECT_TRUE(table.try_reserve(8));
+  EXPECT_EQ(allocator.free_blocks(), 0);
+}
+
+TEST(BlockTable, MovesTakeTheBlocksAlong) {
+  BlockAllocator allocator(6);
+  BlockTable a(allocator, 2);
+  ASSERT_TRUE(a.try_reserve(6));
+  std::vector<int32_t> blocks = a.blocks();
+  BlockTable b(std::move(a));
+  EXPECT_EQ(b.blocks(), blocks);
+  BlockTable c(allocator, 2);
+  ASSERT_TRUE(c.try_reserve(2));
+  EXPECT_EQ(allocator.free_blocks(), 2);
+  c = std::move(b);
+  EXPECT_EQ(c.blocks(), blocks);
+  EXPECT_EQ(allocator.free_blocks(), 3) << "what c held before is free";
+  c.clear();
+  EXPECT_EQ(allocator.free_blocks(), 6);
+  allocator.check_integrity();
+}
+
+TEST(BlockTable, SharedBlocksLiveUntilTheLastHolder) {
+  BlockAllocator allocator(6);
+  BlockTable first(allocator, 2), second(allocator, 2);
+  ASSERT_TRUE(first.try_reserve(5));
+  std::vector<int32_t> shared(first.blocks().begin(), first.blocks().begin() + 2);
+  for (int32_t block : shared) allocator.retain(block);
+  second.share(shared);
+  ASSERT_TRUE(second.try_reserve(6));
+  EXPECT_EQ(second.slot(3), first.slot(3));
+  EXPECT_NE(second.slot(4), first.slot(4)) << "behind the shared blocks each writes its own";
+  EXPECT_EQ(allocator.used_blocks(), 4);
+  first.clear();
+  EXPECT_EQ(allocator.used_blocks(), 3);
+  EXPECT_EQ(allocator.refs(shared[0]), 1);
+  second.clear();
+  EXPECT_EQ(allocator.free_blocks(), 6);
+}
+
+TEST(BlockAllocator, CountsFreeUsedAndCached) {
+  BlockAllocator allocator(2);
+  int32_t a = allocator.allocate(), b = allocator.allocate();
+  EXPECT_EQ(a, 0);
+  EXPECT_EQ(b, 1);
+  EXPECT_EQ(allocator.allocate(), -1);
+  allocator.retain(a);  // the tree's
+  allocator.set_cached(a, true);
+  EXPECT_EQ(allocator.cached_blocks(), 0) << "a sequence uses it";
+  EXPECT_EQ(allocator.used_blocks(), 2);
+  allocator.release(a);
+  EXPECT_EQ(allocator.cached_blocks(), 1);
+  EXPECT_EQ(allocator.used_blocks(), 1);
+  allocator.retain(a);
+  EXPECT_EQ(allocator.cached_blocks(), 0);
+  allocator.release(a);
+  allocator.set_cached(a, false);
+  EXPECT_EQ(allocator.cached_blocks(), 0);
+  allocator.release(a);
+  EXPECT_EQ(allocator.free_blocks(), 1);
+  allocator.check_integrity();
+}
+
+TEST(BlockAllocator, MisuseIsABug) {
+  BlockAllocator allocator(2);
+  int32_t block = allocator.allocate();
+  EXPECT_DEATH(allocator.retain(1), "block 1 has 0 holders");
+  EXPECT_DEATH(allocator.release(2), "block 2 of 2");
+  EXPECT_DEATH(allocator.refs(-1), "block -1");
+  allocator.set_cached(block, true);
+  EXPECT_DEATH(allocator.set_cached(block, true), "in the prefix tree twice");
+  EXPECT_DEATH(allocator.release(block), "still in the prefix tree");
+  allocator.set_cached(block, false);
+  allocator.release(block);
+  EXPECT_DEATH(allocator.release(block), "free already");
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "device/memory_backend_for_tests.h"
 #include "io/safetensors.h"
 #include "quant/convert.h"
 #include "quant/f32.h"
@@ -13,27 +14,6 @@
 
 namespace dg {
 namespace {
-
-// Memory only: loading runs no op.
-class MemoryBackend : public Backend {
- public:
-  const char* name() const override { return "memory"; }
-  bool supports(const Format&) const override { return true; }
-  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char*) override {
-    struct Block : DeviceMemory {
-      explicit Block(size_t n) : storage(n + 64) {
-        data_ = storage.data();
-        bytes_ = n;
-      }
-      std::vector<std::byte> storage;
-    };
-    return std::unique_ptr<DeviceMemory>(std::make_unique<Block>(bytes));
-  }
-#define DG_UNUSED_OP(method, Op) \
-  void method(const Op&) override { FAIL() << #method; }
-  DG_OPS(DG_UNUSED_OP)
-#undef DG_UNUSED_OP
-};
 
 // One file with: a.weight bf16 (300, 200), b.weight fp8 (300, 200) + scales (3, 2), norm.weight bf16 (200).
 class WeightStoreTest : public ::testing::Test {

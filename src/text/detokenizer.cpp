@@ -1,12 +1,14 @@
 #include "text/detokenizer.h"
 
+#include <algorithm>
+
 #include "text/decoder.h"
 #include "text/unicode.h"
 
 namespace dg {
 
-StreamDetokenizer::StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special)
-    : tokenizer_(tokenizer), skip_special_(skip_special), separator_(tokenizer.decoder().separator()) {
+StreamDetokenizer::StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special, std::span<const int32_t> keep)
+    : tokenizer_(tokenizer), skip_special_(skip_special), keep_(keep.begin(), keep.end()), separator_(tokenizer.decoder().separator()) {
   const Decoder::Start start = tokenizer.decoder().start();
   strip_content_ = start.content;
   drops_blanks_ = start.drops_blanks;
@@ -20,7 +22,8 @@ void StreamDetokenizer::reset() {
 }
 
 std::string StreamDetokenizer::push(int32_t id) {
-  if (tokenizer_.content(id).empty() || (skip_special_ && tokenizer_.is_special(id))) return {};
+  if (tokenizer_.content(id).empty()) return {};
+  if (skip_special_ && tokenizer_.is_special(id) && std::find(keep_.begin(), keep_.end(), id) == keep_.end()) return {};
   const std::string_view bytes = tokenizer_.token_bytes(id);
   if (started_) {
     pending_ += separator_;

@@ -3,8 +3,10 @@
 // run of them gives one U+FFFD per maximal subpart here and one per byte there.)
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "text/tokenizer.h"
 
@@ -12,7 +14,8 @@ namespace dg {
 
 class StreamDetokenizer {
  public:
-  explicit StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special = true);
+  // `keep`: special tokens that give their text although skip_special is set, such as the marks of tool calls.
+  explicit StreamDetokenizer(const Tokenizer& tokenizer, bool skip_special = true, std::span<const int32_t> keep = {});
 
   // Text that is complete by now; bytes of an unfinished character (at most 3) are held back.
   std::string push(int32_t id);
@@ -25,6 +28,7 @@ class StreamDetokenizer {
 
   const Tokenizer& tokenizer_;
   const bool skip_special_;
+  const std::vector<int32_t> keep_;  // a handful
   bool started_ = false;
   size_t strip_left_ = 0;  // how often strip_content_ is still to be removed from the beginning
   std::string strip_content_;

@@ -23,7 +23,9 @@ class ReasoningSplitter {
 
   // What has become certain; neighbouring text of one kind is one piece, no piece is empty.
   std::vector<Piece> push(std::string_view text);
-  std::vector<Piece> finish();  // the rest, at the end of the generation
+  std::vector<Piece> finish();  // the rest, at the end of the generation (or before other markup, after which text may go on)
+
+  bool in_reasoning() const { return reasoning_; }
 
  private:
   void put(char c, std::vector<Piece>& out);

@@ -343,5 +343,19 @@ TEST(StreamDetokenizer, HoldsBackOnlyTheOpenCharacter) {
   EXPECT_EQ(stream.finish(), "");
 }
 
+TEST(StreamDetokenizer, KeepsTheSpecialTokensItIsAskedFor) {
+  auto t = make(byte_tokenizer());
+  const std::vector<int32_t> keep = {301, 300};
+  StreamDetokenizer stream(*t, true, keep);
+  EXPECT_EQ(stream.push('a'), "a");
+  EXPECT_EQ(stream.push(300), "<s>");
+  EXPECT_EQ(stream.push(301), "<think>");
+  const std::vector<int32_t> other = {301};
+  StreamDetokenizer without(*t, true, other);
+  EXPECT_EQ(without.push(300), "");
+  StreamDetokenizer all(*t, false, {});
+  EXPECT_EQ(all.push(300), "<s>");
+}
+
 }  // namespace
 }  // namespace dg

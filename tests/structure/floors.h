@@ -29,6 +29,7 @@ inline std::vector<Floor> floors() {
       {"model", {"device", "io", "kv"}, backends},
       {"engine", {"model", "text"}, backends},
       {"plan", {"model", "backends/dry"}, backends},
+      {"server", {"engine", "text"}, backends},
       {"app", {"*"}, {}},
   };
 }

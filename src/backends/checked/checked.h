@@ -19,6 +19,8 @@ class CheckedBackend : public Backend {
   bool supports(const Format& format) const override { return tested_->supports(format); }
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return tested_->allocate(bytes, purpose); }
   void synchronise() override { tested_->synchronise(); }
+  void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override { tested_->host_parallel(n, fn); }
+  int host_workers() const override { return tested_->host_workers(); }
 
   int64_t compared() const { return compared_; }
   // "" when all agreed; else the first differing op: its number, name, shape, error and tolerance.

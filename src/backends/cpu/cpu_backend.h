@@ -23,6 +23,12 @@ class CpuBackend : public Backend {
   const char* name() const override { return "cpu"; }
   std::string description() const override;
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
+  void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override {
+    pool_.parallel_for(n, 1, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; i++) fn(i, worker);
+    });
+  }
+  int host_workers() const override { return pool_.threads(); }
   bool supports(const Format& format) const override;
 
   void embed(const Embed& op) override;
