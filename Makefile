@@ -8,11 +8,11 @@ export PROMPT ?= What is 12 + 30?
 TESTS ?=
 filter = $(if $(TESTS),-R '$(TESTS)')
 
-.PHONY: run test test-asan test-tsan test-arm64 test-riscv64 test-haswell fuzz coverage bench format lint ci setup setup-all clean help
+.PHONY: run test test-asan test-tsan test-arm64 test-riscv64 test-haswell fuzz coverage soak bench format lint ci setup setup-all clean help
 
-run: setup  ## build and ask the embedded model a question
+run: setup  ## build, serve the embedded model, and ask it a question over the API
 	@tools/ci/build release dougong
-	@build/release/bin/dougong generate mini-r1 --chat --prompt "$$PROMPT"
+	@tools/run_demo "$$PROMPT"
 
 test: setup  ## build and run every test; the last line counts them
 	@tools/ci/build release
@@ -38,6 +38,10 @@ fuzz: setup-all  ## run each libFuzzer target for FUZZ_SECONDS
 
 coverage: setup-all  ## line coverage of src/text, src/io and src/model; fails below 85 %
 	@tools/ci/coverage
+
+soak: setup  ## ten minutes of hostile clients against a server (SECONDS=N)
+	@tools/ci/build release dougong
+	@tools/ci/soak
 
 bench: setup  ## build and run the benchmarks
 	@tools/ci/build release

@@ -9,6 +9,7 @@
 #include "app/open_model.h"
 #include "base/json.h"
 #include "engine/engine.h"
+#include "text/grammar.h"
 
 namespace dg {
 namespace {
@@ -139,6 +140,38 @@ TEST_F(EngineOnModel, TokensDependOnTheRequestAlone) {
   engine_->wait_idle(std::chrono::seconds(5));
   EngineStats stats = engine_->stats();
   EXPECT_EQ(stats.kv_free + stats.kv_cached, stats.kv_blocks);
+}
+
+TEST_F(EngineOnModel, GrammarsHoldWithAndWithoutSpeculation) {
+  std::vector<std::vector<int32_t>> plain;
+  for (SpeculationMethod method : {SpeculationMethod::kNone, SpeculationMethod::kMtp, SpeculationMethod::kNgram}) {
+    start({.speculation = method, .draft_tokens = 2});
+    GrammarCompiler compiler(*model_->tokenizer, model_->config.vocab, model_->eos);
+    auto grammar = compiler.compile({.kind = GrammarKind::kJsonSchema, .text = R"({"type": "object", "properties": {"answer": {"type": "integer"},
+      "unit": {"enum": ["apples", "pears"]}}, "required": ["answer", "unit"], "additionalProperties": false})", .start_after = "</think>"});
+    ASSERT_TRUE(grammar.ok()) << grammar.error().message;
+    std::vector<std::shared_ptr<Answer>> answers;
+    for (int i = 0; i < 8; i++) {
+      EngineRequest r = ask("What is " + std::to_string(20 + i) + " + 30?", i % 2 ? 0.8 : 0, static_cast<uint64_t>(i));
+      r.grammar = *grammar;
+      r.max_tokens = 200;
+      answers.push_back(submit(r));
+    }
+    for (size_t i = 0; i < answers.size(); i++) {
+      answers[i]->wait();
+      ASSERT_EQ(answers[i]->error, "");
+      if (method == SpeculationMethod::kNone) plain.push_back(answers[i]->ids[0]);
+      EXPECT_EQ(answers[i]->ids[0], plain[i]) << i;
+      std::string text = model_->tokenizer->decode(answers[i]->ids[0], true);
+      size_t end = text.find("</think>");
+      if (end == std::string::npos) continue;  // still thinking at max_tokens
+      auto json = parse_json(text.substr(end + 8), "answer");
+      ASSERT_TRUE(json.ok()) << text;
+      EXPECT_TRUE((*json)["answer"].is_number_integer()) << text;
+      EXPECT_TRUE((*json)["unit"] == "apples" || (*json)["unit"] == "pears") << text;
+    }
+    EXPECT_TRUE(method != SpeculationMethod::kMtp || engine_->stats().accepted_tokens > 0);
+  }
 }
 
 TEST_F(EngineOnModel, SeveralAnswersAreThoseOfTheirSeeds) {
