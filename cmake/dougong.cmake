@@ -11,6 +11,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_L
   # g++ 12 sees overlapping copies in std::string's operator+ at -O2 where there are none (GCC bug 105329).
   target_compile_options(dg_flags INTERFACE -Wno-restrict)
 endif()
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # A type of an anonymous namespace inside a class of the same source file: fine, but no longer in the compiler's main file.
+  target_compile_options(dg_flags INTERFACE -Wno-subobject-linkage)
+endif()
 target_link_libraries(dg_flags INTERFACE Threads::Threads)
 
 # fmt and spdlog: the distribution's libraries natively, header-only when cross-building (no target library exists).

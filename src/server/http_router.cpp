@@ -138,10 +138,12 @@ bool authorise(const ApiKeys* keys, Role needed, HttpRequest& request, HttpRespo
   }
   if (needed == Role::kOpen) return true;
   const bool given = !request.header("authorization").empty() || !request.header("x-api-key").empty();
+  // OpenAI and Anthropic name the type differently; Anthropic's clients always send their version.
+  const bool anthropic = !request.header("anthropic-version").empty();
   refusal = error_response(401,
                            given ? "the API key is not known to this server; send a valid one as 'Authorization: Bearer KEY'"
                                  : "the request has no API key; send one as 'Authorization: Bearer KEY'",
-                           "invalid_request_error", "", "invalid_api_key");
+                           anthropic ? "authentication_error" : "invalid_request_error", "", "invalid_api_key");
   refusal.headers.emplace_back("WWW-Authenticate", "Bearer realm=\"dougong\"");
   return false;
 }

@@ -158,6 +158,8 @@ TEST_F(HttpServerTest, ChecksKeysAndRoles) {
   EXPECT_EQ(none.status, 401);
   EXPECT_EQ(none.headers["www-authenticate"], "Bearer realm=\"dougong\"");
   EXPECT_EQ(error_field(none, "code"), "invalid_api_key");
+  EXPECT_EQ(error_field(none, "type"), "invalid_request_error");
+  EXPECT_EQ(error_field(c.get("/v1/models", "anthropic-version: 2023-06-01\r\n"), "type"), "authentication_error");
   EXPECT_EQ(c.get("/v1/models", "Authorization: Bearer nonsense\r\n").status, 401);
   EXPECT_EQ(c.get("/health").status, 200);
   TestResponse good = c.get("/v1/models", "Authorization: Bearer " + user->key + "\r\n");

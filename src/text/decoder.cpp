@@ -12,7 +12,7 @@
 namespace dg {
 namespace {
 
-constexpr int kMaxDepth = 8;
+constexpr int kMaxDecoderDepth = 8;
 constexpr size_t kMaxSteps = 32;
 constexpr size_t kMaxReplacement = 32;
 constexpr int64_t kMaxStrip = 1024;
@@ -116,7 +116,7 @@ Result<void> Decoder::append_strip(const JsonField& field) {
 }
 
 Result<void> Decoder::append(const JsonField& field, int depth) {
-  if (depth > kMaxDepth || steps_.size() >= kMaxSteps) return field.expected("fewer nested or successive decoders");
+  if (depth > kMaxDecoderDepth || steps_.size() >= kMaxSteps) return field.expected("fewer nested or successive decoders");
   DG_ASSIGN(const std::string type, field.type());
   return append_typed(field, type, depth);
 }

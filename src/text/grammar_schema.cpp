@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kMaxSchemas = 50'000;  // after references are followed
 constexpr size_t kMaxObjectStates = 50'000;
 constexpr size_t kMaxOneOf = 256;
-constexpr int kMaxDepth = 150;  // calls of value() and flat_value() inside one another; JSON text nests 64 levels
+constexpr int kMaxSchemaDepth = 150;  // calls of value() and flat_value() inside one another; JSON text nests 64 levels
 constexpr uint64_t kMaxLength = UINT32_MAX - 1;
 
 class SchemaBuilder {
@@ -75,9 +75,9 @@ class SchemaBuilder {
 
   Result<ExprId> value(const Json& schema, const std::string& path) {
     const DepthGuard guard(depth_);
-    if (depth_ > kMaxDepth)
+    if (depth_ > kMaxSchemaDepth)
       return input_error(fmt::format("{}: expected at most {} levels; a recursive schema may use $ref only without siblings or allOf",
-                                     path.substr(0, 200), kMaxDepth));
+                                     path.substr(0, 200), kMaxSchemaDepth));
     if (++schemas_ > kMaxSchemas || ast_.rules().size() > kMaxRules)
       return input_error(fmt::format("{}: expected a schema of at most {} parts with its references followed", path, kMaxSchemas));
     if (schema == Json(true)) return ast_.call(json().value);
@@ -107,7 +107,7 @@ class SchemaBuilder {
   // A schema without $ref, allOf and annotations.
   Result<ExprId> flat_value(Json schema, const std::string& path) {
     const DepthGuard guard(depth_);
-    if (depth_ > kMaxDepth) return input_error(path.substr(0, 200) + ": alternatives nest too deeply after merging");
+    if (depth_ > kMaxSchemaDepth) return input_error(path.substr(0, 200) + ": alternatives nest too deeply after merging");
     DG_TRY(check_keywords(schema, path, true));
     if (schema.contains("nullable")) {
       if (!schema["nullable"].is_boolean()) return input_error(fmt::format("{}.nullable: expected true or false", path));

@@ -88,7 +88,7 @@ Value startswith(Interpreter& in, const Value& self, const Args& args) { return 
 Value endswith(Interpreter& in, const Value& self, const Args& args) { return affix(in, self, args, false); }
 
 template <std::string (*F)(std::string_view)>
-Value mapped(Interpreter& in, const Value& self, const Args& args) {
+Value mapped_text(Interpreter& in, const Value& self, const Args& args) {
   Bound bound("the method", args, {});
   in.heap.charge(self.text().size() / 8);
   return in.heap.string(F(self.text()));
@@ -201,9 +201,9 @@ constexpr Method kMethods[] = {
     {Kind::kString, "splitlines", splitlines},     {Kind::kString, "strip", strip_both},
     {Kind::kString, "lstrip", strip_start},        {Kind::kString, "rstrip", strip_end},
     {Kind::kString, "startswith", startswith},     {Kind::kString, "endswith", endswith},
-    {Kind::kString, "upper", mapped<upper>},       {Kind::kString, "lower", mapped<lower>},
-    {Kind::kString, "casefold", mapped<lower>},    {Kind::kString, "title", mapped<title>},
-    {Kind::kString, "capitalize", mapped<capitalize>}, {Kind::kString, "replace", replace_text},
+    {Kind::kString, "upper", mapped_text<upper>},       {Kind::kString, "lower", mapped_text<lower>},
+    {Kind::kString, "casefold", mapped_text<lower>},    {Kind::kString, "title", mapped_text<title>},
+    {Kind::kString, "capitalize", mapped_text<capitalize>}, {Kind::kString, "replace", replace_text},
     {Kind::kString, "join", join_text},            {Kind::kString, "format", format_text},
     {Kind::kString, "find", find_first},           {Kind::kString, "rfind", find_last},
     {Kind::kString, "index", index_of},            {Kind::kString, "count", count_text},

@@ -6,9 +6,9 @@
 namespace dg {
 namespace {
 
-constexpr int kMaxDepth = 8;
-constexpr size_t kMaxSteps = 32;
-constexpr size_t kMaxReplacement = 32;
+constexpr int kMaxNormalizerDepth = 8;
+constexpr size_t kMaxNormalizerSteps = 32;
+constexpr size_t kMaxNormalizerText = 32;
 
 std::string lower(std::string_view text) {
   std::string out;
@@ -67,7 +67,7 @@ Result<Normalizer> Normalizer::from_json(const JsonField& field) {
 }
 
 Result<void> Normalizer::append(const JsonField& field, int depth, std::vector<Step>& steps) {
-  if (depth > kMaxDepth || steps.size() >= kMaxSteps) return field.expected("fewer nested or successive normalizers");
+  if (depth > kMaxNormalizerDepth || steps.size() >= kMaxNormalizerSteps) return field.expected("fewer nested or successive normalizers");
   DG_ASSIGN(const std::string type, field.type());
   if (type == "Sequence") {
     DG_ASSIGN(JsonField list, field.member("normalizers"));
@@ -104,7 +104,7 @@ Result<void> Normalizer::append(const JsonField& field, int depth, std::vector<S
     return field.unsupported("normalizer " + type, "Sequence, NFC, NFD, NFKC, NFKD, Prepend, Replace, Lowercase, Strip, StripAccents");
   }
   // A chain of growing replacements must not turn a short text into gigabytes; see also apply().
-  if (step.content.size() > kMaxReplacement) return field.expected("a replacement of at most 32 bytes");
+  if (step.content.size() > kMaxNormalizerText) return field.expected("a replacement of at most 32 bytes");
   steps.push_back(std::move(step));
   return {};
 }

@@ -7,7 +7,7 @@
 namespace dg {
 namespace {
 
-constexpr int kMaxDepth = 8;
+constexpr int kMaxPretokenizerDepth = 8;
 constexpr size_t kMaxStages = 16;  // also bounds the recursion of run()
 // ByteLevel's own pattern (GPT-2).
 constexpr std::string_view kByteLevelPattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
@@ -72,7 +72,7 @@ Result<void> PreTokenizer::append_metaspace(const JsonField& field) {
 }
 
 Result<void> PreTokenizer::append(const JsonField& field, int depth) {
-  if (depth > kMaxDepth || stages_.size() >= kMaxStages) return field.expected("fewer nested or successive pre-tokenizers");
+  if (depth > kMaxPretokenizerDepth || stages_.size() >= kMaxStages) return field.expected("fewer nested or successive pre-tokenizers");
   if (byte_level_) return field.expected("nothing after the pre-tokenizer ByteLevel");
   DG_ASSIGN(const std::string type, field.type());
   if (type == "Sequence") {

@@ -7,7 +7,7 @@
 namespace dg {
 namespace {
 
-constexpr std::string_view kUser = "<｜User｜>", kAssistant = "<｜Assistant｜>", kEnd = "<｜end▁of▁sentence｜>";
+constexpr std::string_view kUser = "<｜User｜>", kAssistant = "<｜Assistant｜>", kSentenceEnd = "<｜end▁of▁sentence｜>";
 constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
 constexpr std::string_view kCallsBegin = "<｜tool▁calls▁begin｜>", kCallsEnd = "<｜tool▁calls▁end｜>";
 constexpr std::string_view kCallBegin = "<｜tool▁call▁begin｜>", kCallEnd = "<｜tool▁call▁end｜>", kCallSep = "<｜tool▁sep｜>";
@@ -89,7 +89,7 @@ class TaggedEncoder : public NativeEncoder {
                        (style_.strip == TaggedStyle::Strip::kAfterUser && !after_output && m.calls.empty());
           out += strip ? after_reasoning(m.content, true) : std::string_view(m.content);
           write_calls(m.calls, out);
-          if (!options.continue_final_message || i + 1 < messages.size()) out += kEnd;
+          if (!options.continue_final_message || i + 1 < messages.size()) out += kSentenceEnd;
           after_output = after_user = false;
           break;
         }
@@ -159,7 +159,7 @@ class HybridEncoder : public NativeEncoder {
           for (auto& call : m.calls) append(out, kCallBegin, call.name, kCallSep, call.arguments, kCallEnd);
           out += kCallsEnd;
         }
-        if (!options.continue_final_message || i + 1 < messages.size()) out += kEnd;
+        if (!options.continue_final_message || i + 1 < messages.size()) out += kSentenceEnd;
         after_output = after_user = false;
       } else if (m.role == ChatRole::kTool) {
         append(out, kOutputBegin, m.content, kOutputEnd);

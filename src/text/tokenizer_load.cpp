@@ -15,7 +15,7 @@ constexpr size_t kMaxJsonBytes = size_t{64} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{4} << 20;
 constexpr size_t kMaxAddedBytes = 1024;  // of one added token
 constexpr size_t kMaxAddedTotalBytes = size_t{1} << 20;
-constexpr int64_t kMaxTokenId = (1 << 24) - 1;
+constexpr int64_t kMaxLoadedTokenId = (1 << 24) - 1;
 constexpr int kMaxProcessors = 8;
 
 }  // namespace
@@ -83,7 +83,7 @@ class TokenizerLoader {
       AddedToken token;
       DG_ASSIGN(token.content, field.text("content"));
       DG_ASSIGN(JsonField id_field, field.member("id"));
-      DG_ASSIGN(int64_t id, id_field.integer(0, kMaxTokenId));
+      DG_ASSIGN(int64_t id, id_field.integer(0, kMaxLoadedTokenId));
       token.id = static_cast<int32_t>(id);
       DG_ASSIGN(token.single_word, field.boolean_or("single_word", false));
       DG_ASSIGN(token.lstrip, field.boolean_or("lstrip", false));
@@ -165,7 +165,7 @@ class TokenizerLoader {
       std::vector<int32_t>& target = after ? impl_->suffix : impl_->prefix;
       for (size_t k = 0; k < count; k++) {
         const JsonField id_field = ids.element(k);
-        DG_ASSIGN(int64_t id, id_field.integer(0, kMaxTokenId));
+        DG_ASSIGN(int64_t id, id_field.integer(0, kMaxLoadedTokenId));
         if (impl_->content(static_cast<int32_t>(id)).empty()) return id_field.expected("the id of a token of this file");
         if (target.size() >= 64) return single.expected("at most 64 special tokens around the text");
         target.push_back(static_cast<int32_t>(id));

@@ -35,8 +35,12 @@ process.on('uncaughtException', (error) => {
   process.exit(1);
 });
 
-// Ends the test file when it hangs. A sanitizer build is slower: DOUGONG_TEST_SLOWDOWN multiplies every limit.
-export const slowdown = Number(process.env.DOUGONG_TEST_SLOWDOWN || 1);
+// A sanitizer build is slower and keeps freed memory: limits of time are multiplied, and resident memory says nothing.
+const binary = fs.existsSync(program) ? fs.readFileSync(program) : Buffer.alloc(0);
+export const sanitized = binary.includes('__asan_init') || binary.includes('__tsan_init');
+export const slowdown = sanitized ? 10 : 1;
+
+// Ends the test file when it hangs.
 export function watchdog(seconds) {
   setTimeout(() => {
     ok(false, `the test ends within ${seconds * slowdown} s`);
@@ -63,10 +67,16 @@ export async function serve(args = [], {env = {}, ports = true} = {}) {
     servers.delete(child);
     resolve({code, signal});
   }));
-  child.stderr.on('data', (data) => { server.err += data; });
-  child.stdout.on('data', (data) => { server.out += data; });
+  child.stderr.on('data', (data) => {
+    server.err += data;
+  });
+  child.stdout.on('data', (data) => {
+    server.out += data;
+  });
   let over = false;
-  server.ended.then(() => { over = true; });
+  server.ended.then(() => {
+    over = true;
+  });
   await eventually(() => over || server.out.includes('\n'), 60);
   if (!server.out.includes('\n')) throw new Error(`the server did not start: ${server.err}`);
   server.info = JSON.parse(server.out);
@@ -93,32 +103,37 @@ export function readMetrics(text) {
   return values;
 }
 
-export const residentMiB = (server) =>
-  Number(/VmRSS:\s+(\d+)/.exec(fs.readFileSync(`/proc/${server.child.pid}/status`, 'utf8'))[1]) / 1024;
+export const residentMiB = (server) => Number(/VmRSS:\s+(\d+)/.exec(fs.readFileSync(`/proc/${server.child.pid}/status`, 'utf8'))[1]) / 1024;
 export const openFiles = (server) => fs.readdirSync(`/proc/${server.child.pid}/fd`).length;
 
 // POSTs JSON (or text, or bytes) and returns {status, headers, body, text}; body is undefined when it is no JSON.
 export async function post(url, body, headers = {}) {
   const raw = typeof body === 'string' || body instanceof Uint8Array;
   const answer = await fetch(url, {
-    method: 'POST', headers: {'content-type': 'application/json', ...headers}, body: raw ? body : JSON.stringify(body),
+    method: 'POST',
+    headers: {'content-type': 'application/json', ...headers},
+    body: raw ? body : JSON.stringify(body),
   });
   const text = await answer.text();
   let json;
   try {
     json = JSON.parse(text);
-  } catch {}
+  } catch {
+  }
   return {status: answer.status, headers: answer.headers, text, body: json};
 }
 
-// A streamed request over a connection of its own: resolves at the first bytes (or the end), `text` grows, `ended` resolves
+// A streamed request over a connection of its own: resolves with its status (or its error), `text` grows, `ended` resolves
 // with {complete: whether the answer came to its proper end}.
 export function openStream(url, body, {headers = {}, options = {}} = {}) {
   return new Promise((resolve) => {
     const stream = {text: '', status: 0};
     let finish;
-    stream.ended = new Promise((end) => { finish = end; });
-    const request = http.request(url, {method: 'POST', agent: false, headers: {'content-type': 'application/json', ...headers}, ...options});
+    stream.ended = new Promise((end) => {
+      finish = end;
+    });
+    const request =
+      http.request(url, {method: 'POST', agent: false, headers: {'content-type': 'application/json', ...headers}, ...options});
     stream.abort = () => request.destroy();
     request.on('error', (error) => {
       stream.error = error;
@@ -131,13 +146,10 @@ export function openStream(url, body, {headers = {}, options = {}} = {}) {
       response.setEncoding('utf8');
       response.on('data', (data) => {
         stream.text += data;
-        resolve(stream);
       });
-      response.on('close', () => {
-        finish({complete: response.complete});
-        resolve(stream);
-      });
+      response.on('close', () => finish({complete: response.complete}));
       response.on('error', () => {});
+      resolve(stream);
     });
     request.end(typeof body === 'string' ? body : JSON.stringify(body));
   });
@@ -145,8 +157,10 @@ export function openStream(url, body, {headers = {}, options = {}} = {}) {
 
 // The data of a stream's events, parsed, without [DONE].
 export function events(text) {
-  return text.split('\n\n').map((block) => block.split('\n').filter((line) => line.startsWith('data: ')).map((line) => line.slice(6)).join('\n'))
-    .filter((data) => data !== '' && data !== '[DONE]').map((data) => JSON.parse(data));
+  return text.split('\n\n')
+    .map((block) => block.split('\n').filter((line) => line.startsWith('data: ')).map((line) => line.slice(6)).join('\n'))
+    .filter((data) => data !== '' && data !== '[DONE]')
+    .map((data) => JSON.parse(data));
 }
 export const streamedText = (text) =>
   events(text).map((event) => event.choices?.[0]?.delta?.content ?? event.choices?.[0]?.text ?? '').join('');
