@@ -68,7 +68,12 @@ int run(const char* model) {
     runner.wanted = sequences;
     BlockAllocator allocator(400000);
     EngineOptions options{.max_model_len = 16384, .max_step_tokens = 4096, .max_running = 256, .max_waiting = 1024};
-    EngineParts parts{.runner = &runner, .allocator = &allocator, .block_tokens = 16, .vocab = 4096, .max_logit_rows = 256, .tokenizer = tokenizer->get()};
+    EngineParts parts{.runner = &runner,
+                      .allocator = &allocator,
+                      .block_tokens = 16,
+                      .vocab = 4096,
+                      .max_logit_rows = 256,
+                      .tokenizer = tokenizer->get()};
     auto engine = Engine::create(parts, options);
     for (size_t i = 0; i < sequences; i++) {
       EngineRequest request;
@@ -83,7 +88,8 @@ int run(const char* model) {
     std::vector<double>& us = runner.host_us;
     std::sort(us.begin(), us.end());
     auto at = [&](double p) { return us[static_cast<size_t>(p * static_cast<double>(us.size() - 1))]; };
-    fmt::print("{:>9} {:>12.1f} {:>10.1f} {:>10.1f} {:>14.0f}\n", sequences, at(0.5), at(0.9), at(0.99), 1000 * at(0.5) / static_cast<double>(sequences));
+    fmt::print("{:>9} {:>12.1f} {:>10.1f} {:>10.1f} {:>14.0f}\n", sequences, at(0.5), at(0.9), at(0.99),
+               1000 * at(0.5) / static_cast<double>(sequences));
   }
   return 0;
 }

@@ -95,9 +95,13 @@ int main(int argc, char** argv) {
       for (int round = 0; round <= rounds; round++) {
         double begin = now_s();
         for (size_t r = 0; r < count; r++) {
-          sampler.sample({.logits = std::span(rows.logits).subspan(r * vocab, vocab), .params = &c.params,
-                          .history = c.history ? &history : nullptr, .position = r, .seed = 5,
-                          .allowed = c.mask ? mask.data() : nullptr, .logprobs = c.logprobs},
+          sampler.sample({.logits = std::span(rows.logits).subspan(r * vocab, vocab),
+                          .params = &c.params,
+                          .history = c.history ? &history : nullptr,
+                          .position = r,
+                          .seed = 5,
+                          .allowed = c.mask ? mask.data() : nullptr,
+                          .logprobs = c.logprobs},
                          output);
           check += output.id;
         }

@@ -14,8 +14,8 @@
 #include "base/file.h"
 #include "base/memory.h"
 #include "plan/sizing.h"
-#include "quant/f16.h"
 #include "quant/bf16.h"
+#include "quant/f16.h"
 #include "quant/formats.h"
 
 namespace dg {
@@ -53,9 +53,10 @@ Result<void> limit_cache(Model& model, const OpenOptions& options, ExecutorOptio
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
   if (executor->kv_tokens >= *length) return {};
   if (options.max_model_len > 0 || executor->kv_tokens < 16 * executor->block_tokens)
-    return resource_error(fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
-                                      "--kv-cache-memory-bytes",
-                                      format_bytes(bytes), tokens, format_bytes(token_bytes), *length));
+    return resource_error(
+        fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
+                    "--kv-cache-memory-bytes",
+                    format_bytes(bytes), tokens, format_bytes(token_bytes), *length));
   *length = executor->kv_tokens;
   return {};
 }
@@ -80,8 +81,8 @@ Result<std::string> resolve_model(const std::string& name_or_path) {
       for (; at.size() > 1; at = parent(at)) places.push_back(at + "/models");
     for (const std::string& place : places)
       if (is_model_directory(place + "/" + name_or_path)) return place + "/" + name_or_path;
-    return input_error(fmt::format("{}: no such directory, and no model of that name in {}; give a path or set DOUGONG_MODELS", name_or_path,
-                                   places.empty() ? "models/" : places.front()));
+    return input_error(fmt::format("{}: no such directory, and no model of that name in {}; give a path or set DOUGONG_MODELS",
+                                   name_or_path, places.empty() ? "models/" : places.front()));
   }
   return input_error(fmt::format("{}: no such directory", name_or_path));
 }
@@ -125,7 +126,8 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
   if (options.load_text) {  // before the weights: a broken tokenizer is found at once
     DG_ASSIGN(opened->tokenizer, Tokenizer::load(path));
-    ChatModelInfo info{opened->config.model_type, opened->tokenizer->chat_template(), opened->tokenizer->bos_token(), opened->tokenizer->eos_token()};
+    ChatModelInfo info{opened->config.model_type, opened->tokenizer->chat_template(), opened->tokenizer->bos_token(),
+                       opened->tokenizer->eos_token()};
     auto encoder = make_prompt_encoder(info, options.chat_format);
     if (encoder.ok()) opened->prompt = *std::move(encoder);
     else if (options.chat_format != "auto") return encoder.error();  // without a template, --raw prompts still work
@@ -141,7 +143,8 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
 
   int64_t longest = opened->config.max_position;
   if (options.max_model_len > longest)
-    return input_error(fmt::format("--max-model-len {}: the model takes at most {} tokens (max_position_embeddings)", options.max_model_len, longest));
+    return input_error(
+        fmt::format("--max-model-len {}: the model takes at most {} tokens (max_position_embeddings)", options.max_model_len, longest));
   bool limited = options.kv_memory_share > 0 || options.kv_bytes > 0;
   int64_t length = options.max_model_len > 0 ? options.max_model_len : limited ? longest : std::min<int64_t>(longest, 8192);
   ExecutorOptions executor;

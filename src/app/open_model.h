@@ -19,21 +19,21 @@ class CheckedBackend;
 struct OpenOptions {
   std::string backend = "cpu";  // cpu | reference | checked
   std::string isa = "auto";
-  int threads = 0;              // 0: all physical cores allowed
-  std::string dtype = "auto";   // auto: as published, bf16 cache | float32 | bfloat16 | float16
-  std::string quantization;     // format name for the linear layers; empty: as published
+  int threads = 0;             // 0: all physical cores allowed
+  std::string dtype = "auto";  // auto: as published, bf16 cache | float32 | bfloat16 | float16
+  std::string quantization;    // format name for the linear layers; empty: as published
   std::string kv_cache_dtype = "auto";
-  int64_t max_model_len = 0;    // 0: the model's, at most what the command needs
+  int64_t max_model_len = 0;  // 0: the model's, at most what the command needs
   int64_t max_step_tokens = 512;
   int64_t max_sequences = 1;
-  int64_t max_logit_rows = 0;   // 0: one per sequence
+  int64_t max_logit_rows = 0;  // 0: one per sequence
   // Share of the memory that is free after loading that the KV cache may take (serve), or its bytes. Both 0: room for
   // max_sequences contexts of max_model_len. The longest context then shrinks to what fits, unless max_model_len is set.
   double kv_memory_share = 0;
   int64_t kv_bytes = 0;
   int block_tokens = 16;
   bool progress = true;
-  bool load_text = true;        // tokenizer and prompt encoder
+  bool load_text = true;  // tokenizer and prompt encoder
   std::string chat_format = "auto";
 };
 

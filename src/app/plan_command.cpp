@@ -29,14 +29,18 @@ std::string bytes_text(double bytes) {
   return fmt::format("{:.0f} B", bytes);
 }
 std::string flops_text(double flops) {
-  return flops >= 1e12 ? fmt::format("{:.2f} TFLOP", flops / 1e12) : flops >= 1e9 ? fmt::format("{:.2f} GFLOP", flops / 1e9) : fmt::format("{:.2f} MFLOP", flops / 1e6);
+  return flops >= 1e12  ? fmt::format("{:.2f} TFLOP", flops / 1e12)
+         : flops >= 1e9 ? fmt::format("{:.2f} GFLOP", flops / 1e9)
+                        : fmt::format("{:.2f} MFLOP", flops / 1e6);
 }
 
 void print_step(const Step& step) {
-  fmt::print("\n{}: {} tokens in {} sequence{}, context {}\n", step.name, step.shape.tokens, step.shape.sequences, step.shape.sequences == 1 ? "" : "s", step.shape.kv_len);
+  fmt::print("\n{}: {} tokens in {} sequence{}, context {}\n", step.name, step.shape.tokens, step.shape.sequences,
+             step.shape.sequences == 1 ? "" : "s", step.shape.kv_len);
   fmt::print("  {:<16}{:>8}{:>14}{:>14}{:>14}{:>16}\n", "operation", "calls", "weights", "KV cache", "activations", "operations");
   auto row = [](const std::string& name, int64_t calls, const Cost& c) {
-    fmt::print("  {:<16}{:>8}{:>14}{:>14}{:>14}{:>16}\n", name, calls, bytes_text(c.weight_bytes), bytes_text(c.kv_bytes), bytes_text(c.activation_bytes), flops_text(c.flops));
+    fmt::print("  {:<16}{:>8}{:>14}{:>14}{:>14}{:>16}\n", name, calls, bytes_text(c.weight_bytes), bytes_text(c.kv_bytes),
+               bytes_text(c.activation_bytes), flops_text(c.flops));
   };
   int64_t calls = 0;
   for (const auto& [name, op] : step.cost.by_op) {
@@ -56,8 +60,8 @@ Json step_json(const Step& step) {
     ops[name] = cost_json(op.cost);
     ops[name]["calls"] = op.calls;
   }
-  return {{"tokens", step.shape.tokens}, {"sequences", step.shape.sequences}, {"context", step.shape.kv_len}, {"arena_bytes", step.cost.arena_bytes},
-          {"total", cost_json(step.cost.total)}, {"operations", ops}};
+  return {{"tokens", step.shape.tokens},          {"sequences", step.shape.sequences},   {"context", step.shape.kv_len},
+          {"arena_bytes", step.cost.arena_bytes}, {"total", cost_json(step.cost.total)}, {"operations", ops}};
 }
 
 // Whether a checkpoint's weights lie beside its config.json.
@@ -91,16 +95,23 @@ Result<int> run_plan(const Options& options) {
   int64_t prompt = options.integer("prompt-tokens"), context = options.integer("context"), sequences = options.integer("sequences");
   for (auto [name, tokens] : {std::pair("prompt-tokens", prompt), {"context", context}})
     if (tokens > config.max_position)
-      return input_error(fmt::format("--{} {}: the model takes at most {} tokens (max_position_embeddings)", name, tokens, config.max_position));
-  Step steps[] = {{"prefill", {.tokens = prompt, .kv_len = prompt}, {}},
-                  {"decode", {.tokens = sequences, .sequences = sequences, .kv_len = context, .logit_rows = sequences, .decode = true}, {}}};
+      return input_error(
+          fmt::format("--{} {}: the model takes at most {} tokens (max_position_embeddings)", name, tokens, config.max_position));
+  Step steps[] = {
+      {"prefill", {.tokens = prompt, .kv_len = prompt}, {}},
+      {"decode", {.tokens = sequences, .sequences = sequences, .kv_len = context, .logit_rows = sequences, .decode = true}, {}}};
   for (Step& step : steps) step.cost = dry_run_step(*model, step.shape, kv_dtype);
   size_t arena = measure_arena_bytes(*model, std::max(prompt, sequences), sequences, std::max(prompt, context), sequences);
   int64_t kv_token = layout.bytes_per_token(kv_dtype), kv_bytes = kv_token * context * sequences;
 
   if (options.flag("json")) {
-    Json out{{"model", path}, {"architecture", config.architecture}, {"from_headers", index != nullptr}, {"weight_bytes", store.bytes()},
-             {"kv_bytes_per_token", kv_token}, {"kv_bytes", kv_bytes}, {"arena_bytes", arena},
+    Json out{{"model", path},
+             {"architecture", config.architecture},
+             {"from_headers", index != nullptr},
+             {"weight_bytes", store.bytes()},
+             {"kv_bytes_per_token", kv_token},
+             {"kv_bytes", kv_bytes},
+             {"arena_bytes", arena},
              {"active_parameters", model->active_parameters()}};
     for (const Step& step : steps) out[step.name] = step_json(step);
     fmt::print("{}\n", out.dump());
@@ -108,7 +119,8 @@ Result<int> run_plan(const Options& options) {
   }
   fmt::print("{}: {}{}\n", path, config.architecture, index ? "" : " (from config.json alone)");
   fmt::print("  weights      {:>12}  ({} bytes)\n", bytes_text(static_cast<double>(store.bytes())), store.bytes());
-  fmt::print("  KV cache     {:>12}  ({} bytes per token, {} x {} tokens)\n", bytes_text(static_cast<double>(kv_bytes)), kv_token, sequences, context);
+  fmt::print("  KV cache     {:>12}  ({} bytes per token, {} x {} tokens)\n", bytes_text(static_cast<double>(kv_bytes)), kv_token,
+             sequences, context);
   fmt::print("  activations  {:>12}\n", bytes_text(static_cast<double>(arena)));
   for (const Step& step : steps) print_step(step);
   return 0;

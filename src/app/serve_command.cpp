@@ -104,12 +104,13 @@ Result<ServiceOptions> read_service_options(const Options& options, const Opened
   }
   service.generation = model.generation;
   service.stop_ids = model.eos;
-  DG_ASSIGN(service.tool_format, find_tool_format(options.text("tool-call-parser"), model.prompt ? model.prompt->name() : "",
-                                                  model.tokenizer->chat_template()));
+  DG_ASSIGN(service.tool_format,
+            find_tool_format(options.text("tool-call-parser"), model.prompt ? model.prompt->name() : "", model.tokenizer->chat_template()));
   const std::string& reasoning = options.text("reasoning-parser");
   if (reasoning != "auto" && reasoning != "deepseek_r1" && reasoning != "deepseek-r1" && reasoning != "deepseek_v3" &&
       reasoning != "deepseek-v3" && reasoning != "qwen3" && reasoning != "deepseek" && reasoning != "none")
-    return input_error(fmt::format("--reasoning-parser: expected auto, deepseek_r1, deepseek_v3, qwen3 or none, found {}", in_quotes(reasoning)));
+    return input_error(
+        fmt::format("--reasoning-parser: expected auto, deepseek_r1, deepseek_v3, qwen3 or none, found {}", in_quotes(reasoning)));
   service.parse_reasoning = reasoning != "none";
   service.max_model_len = max_context(model);
   service.request_timeout = milliseconds(options.number("request-timeout"));
@@ -150,8 +151,10 @@ Result<int> run_serve(const Options& options) {
 
   // In the order of their lives: what comes later is destroyed first.
   KvPool& kv = model->executor->kv();
-  Metrics metrics({.model_name = service_options.served_names.front(), .max_model_len = engine_options.max_model_len,
-                   .cache_config = {{"block_size", std::to_string(kv.block_tokens())}, {"num_gpu_blocks", std::to_string(kv.blocks())},
+  Metrics metrics({.model_name = service_options.served_names.front(),
+                   .max_model_len = engine_options.max_model_len,
+                   .cache_config = {{"block_size", std::to_string(kv.block_tokens())},
+                                    {"num_gpu_blocks", std::to_string(kv.blocks())},
                                     {"enable_prefix_caching", engine_options.prefix_cache ? "True" : "False"}}});
   metrics.set_weight_load_s(model->load_seconds);
   GrammarCompiler grammars(*model->tokenizer, model->config.vocab, model->eos);
@@ -166,7 +169,9 @@ Result<int> run_serve(const Options& options) {
     http.io_threads = http.worker_threads = 1;
     http.access_log.clear();
     HttpServer* served = api.get();
-    DG_ASSIGN(admin, HttpServer::start(http, service.admin_routes([&metrics, served, e = engine.get()] { return metrics.render(e->stats(), served->stats()); }),
+    DG_ASSIGN(admin, HttpServer::start(http, service.admin_routes([&metrics, served, e = engine.get()] {
+                return metrics.render(e->stats(), served->stats());
+              }),
                                        keys));
   }
   DG_TRY(service.warm_up(std::chrono::minutes(10)));
@@ -174,15 +179,17 @@ Result<int> run_serve(const Options& options) {
 
   EngineStats stats = engine->stats();
   if (options.flag("json")) {
-    Json line = {{"model", service_options.served_names.front()}, {"api", api->address()}, {"admin", admin ? Json(admin->address()) : Json()},
-                 {"kv_blocks", stats.kv_blocks}, {"max_model_len", engine_options.max_model_len}, {"load_s", model->load_seconds}};
+    Json line = {{"model", service_options.served_names.front()},    {"api", api->address()},
+                 {"admin", admin ? Json(admin->address()) : Json()}, {"kv_blocks", stats.kv_blocks},
+                 {"max_model_len", engine_options.max_model_len},    {"load_s", model->load_seconds}};
     print_output(json_line(line));
   } else {
     print_output(fmt::format("{} is ready at {}{}\n", service_options.served_names.front(), api->address(),
                              admin ? fmt::format(", metrics at {}/metrics", admin->address()) : ""));
     if (!options.flag("quiet"))
       print_error(fmt::format("{}; context {} tokens, KV cache {} tokens, {} answers at a time, speculation {}; loaded in {:.2f} s\n",
-                              model->backend->description(), engine_options.max_model_len, stats.kv_blocks * open.block_tokens, engine_options.max_running,
+                              model->backend->description(), engine_options.max_model_len, stats.kv_blocks * open.block_tokens,
+                              engine_options.max_running,
                               engine_options.speculation == SpeculationMethod::kMtp     ? "mtp"
                               : engine_options.speculation == SpeculationMethod::kNgram ? "ngram"
                                                                                         : "off",

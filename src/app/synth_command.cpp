@@ -60,7 +60,8 @@ void add_matrix(Shard& shard, const WeightStore::Declared& t, Normal& normal) {
   if (t.format == &kFp8BlockFormat) {
     std::vector<std::byte> data(count);
     for (auto& b : data) b = std::byte{float_to_e4m3(normal.next() * 64)};
-    std::vector<float> scales(static_cast<size_t>(kFp8BlockFormat.scale_row_count(t.out) * kFp8BlockFormat.scale_col_count(t.in)), scale / 64);
+    std::vector<float> scales(static_cast<size_t>(kFp8BlockFormat.scale_row_count(t.out) * kFp8BlockFormat.scale_col_count(t.in)),
+                              scale / 64);
     std::vector<int64_t> shape{kFp8BlockFormat.scale_row_count(t.out), kFp8BlockFormat.scale_col_count(t.in)};
     auto bytes = std::as_bytes(std::span(scales));
     shard.add(t.name, Dtype::kF8E4m3, {t.out, t.in}, std::move(data));
@@ -133,7 +134,8 @@ Result<int> run_synth(const Options& options) {
   }
   DG_TRY(write_file(out + "/config.json", config_text));  // last: a half-written checkpoint is not a model
   progress.finish();
-  print_output(fmt::format("{}: {} tensors in {} files, {:.2f} GB\n", out, store.declared().size(), names.size(), static_cast<double>(total) / 1e9));
+  print_output(
+      fmt::format("{}: {} tensors in {} files, {:.2f} GB\n", out, store.declared().size(), names.size(), static_cast<double>(total) / 1e9));
   return 0;
 }
 

@@ -47,10 +47,12 @@ Result<std::vector<Reference>> read_references(const std::string& directory, con
     r.name = info.name.substr(0, info.name.size() - kIds.size());
     DG_ASSIGN(r.ids, read_tensor<int32_t>(index, info.name, Dtype::kI32, {-1}));
     auto tokens = static_cast<int64_t>(r.ids.size());
-    if (tokens == 0) return input_error(fmt::format("{}/reference.safetensors: tensor {}: expected at least one token", directory, info.name));
+    if (tokens == 0)
+      return input_error(fmt::format("{}/reference.safetensors: tensor {}: expected at least one token", directory, info.name));
     for (int32_t id : r.ids)
       if (id < 0 || id >= config.vocab)
-        return input_error(fmt::format("{}/reference.safetensors: tensor {}: token id {} is outside the vocabulary of {}", directory, info.name, id, config.vocab));
+        return input_error(fmt::format("{}/reference.safetensors: tensor {}: token id {} is outside the vocabulary of {}", directory,
+                                       info.name, id, config.vocab));
     DG_ASSIGN(r.logits, read_tensor<float>(index, r.name + ".logits", Dtype::kF32, {tokens, config.vocab}));
     for (int64_t layer = 0; layer <= config.layers; layer++) {
       std::string name = fmt::format("{}.hidden.{}", r.name, layer);
@@ -64,7 +66,8 @@ Result<std::vector<Reference>> read_references(const std::string& directory, con
     references.push_back(std::move(r));
   }
   if (references.empty())
-    return input_error(fmt::format("{}/reference.safetensors: no prompt found: expected tensors such as p1.input_ids and p1.logits", directory));
+    return input_error(
+        fmt::format("{}/reference.safetensors: no prompt found: expected tensors such as p1.input_ids and p1.logits", directory));
   std::sort(references.begin(), references.end(), [](const Reference& a, const Reference& b) { return a.name < b.name; });
   return references;
 }
@@ -85,7 +88,10 @@ Result<Prefill> prefill(Executor& executor, const std::vector<int32_t>& ids, int
   Result<void> done;
   for (size_t at = 0; at < ids.size() && done.ok(); at += static_cast<size_t>(chunk)) {
     size_t count = std::min(ids.size() - at, static_cast<size_t>(chunk));
-    StepSequence step{.ids = std::span(ids).subspan(at, count), .first_position = static_cast<int64_t>(at), .blocks = &blocks, .logits = LogitsWanted::kAll};
+    StepSequence step{.ids = std::span(ids).subspan(at, count),
+                      .first_position = static_cast<int64_t>(at),
+                      .blocks = &blocks,
+                      .logits = LogitsWanted::kAll};
     auto result = executor.run({&step, 1});
     if (!result.ok()) done = result.error();
     else out.logits.insert(out.logits.end(), result->logits.f32(), result->logits.f32() + result->logits.elements());
@@ -184,7 +190,8 @@ Result<VerifyReport> verify_checkpoint(const std::string& directory, const Verif
   open.progress = false;
   open.max_model_len = std::min(longest, config.max_position);
   if (open.max_model_len < longest)
-    return input_error(fmt::format("{}/reference.safetensors: a prompt of {} tokens exceeds max_position_embeddings {}", path, longest, config.max_position));
+    return input_error(fmt::format("{}/reference.safetensors: a prompt of {} tokens exceeds max_position_embeddings {}", path, longest,
+                                   config.max_position));
   open.max_step_tokens = open.max_logit_rows = longest;
   DG_ASSIGN(std::unique_ptr<OpenedModel> opened, open_model(path, open));
   Executor& executor = *opened->executor;

@@ -18,9 +18,9 @@ struct VerifyPrompt {
   int first_bad_layer = -1;                        // hidden state index that leaves tolerance first; -1: none
   double worst_hidden = 0;                         // largest relative difference of a hidden state
   std::vector<int32_t> greedy, expected_greedy;
-  bool chunk_equal = true;                         // chunked prefill gave the same bits
+  bool chunk_equal = true;  // chunked prefill gave the same bits
   bool passed = false;
-  std::string failure;                             // why not
+  std::string failure;  // why not
 };
 
 struct VerifyReport {

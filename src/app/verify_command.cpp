@@ -21,10 +21,11 @@ void print_report(const VerifyReport& report) {
   fmt::print("{}, weights {}\n", report.backend, report.dtype == "auto" ? "as published" : report.dtype);
   for (const VerifyPrompt& p : report.prompts) {
     fmt::print("  {} ({} tokens): {}{}\n", p.name, p.tokens, p.passed ? "ok" : "FAILED: ", p.failure);
-    fmt::print("    max |dlogit| {:.3g} of max |logit| {:.3g}; KL mean {:.2g}, max {:.2g}; argmax {} of {}, decided {} of {}\n", p.max_logit_difference,
-               p.max_logit, p.mean_kl, p.max_kl, p.argmax_agreed, p.tokens, p.agreed, p.decided);
+    fmt::print("    max |dlogit| {:.3g} of max |logit| {:.3g}; KL mean {:.2g}, max {:.2g}; argmax {} of {}, decided {} of {}\n",
+               p.max_logit_difference, p.max_logit, p.mean_kl, p.max_kl, p.argmax_agreed, p.tokens, p.agreed, p.decided);
     fmt::print("    hidden states: {}, largest relative difference {:.2g}\n",
-               p.first_bad_layer < 0 ? std::string("all within tolerance") : fmt::format("layer {} is the first to leave tolerance", p.first_bad_layer),
+               p.first_bad_layer < 0 ? std::string("all within tolerance")
+                                     : fmt::format("layer {} is the first to leave tolerance", p.first_bad_layer),
                p.worst_hidden);
     if (!p.expected_greedy.empty()) {
       bool same = p.greedy == p.expected_greedy;
@@ -34,7 +35,8 @@ void print_report(const VerifyReport& report) {
     if (!p.chunk_equal) fmt::print("    chunked prefill: differs from whole prefill\n");
   }
   if (report.checked_ops > 0)
-    fmt::print("  checked {} operations: {}\n", report.checked_ops, report.checked_difference.empty() ? "no difference" : report.checked_difference);
+    fmt::print("  checked {} operations: {}\n", report.checked_ops,
+               report.checked_difference.empty() ? "no difference" : report.checked_difference);
 }
 
 Json as_json(const VerifyReport& report) {
@@ -42,11 +44,23 @@ Json as_json(const VerifyReport& report) {
   if (report.checked_ops > 0) out["checked"] = {{"operations", report.checked_ops}, {"first_difference", report.checked_difference}};
   out["prompts"] = Json::array();
   for (const VerifyPrompt& p : report.prompts)
-    out["prompts"].push_back({{"name", p.name}, {"tokens", p.tokens}, {"passed", p.passed}, {"failure", p.failure},
-                              {"max_logit_difference", p.max_logit_difference}, {"max_logit", p.max_logit}, {"mean_kl", p.mean_kl}, {"max_kl", p.max_kl},
-                              {"argmax_agreed", p.argmax_agreed}, {"decided", p.decided}, {"decided_agreed", p.agreed}, {"first_bad_layer", p.first_bad_layer},
-                              {"worst_hidden", p.worst_hidden}, {"greedy", p.greedy}, {"expected_greedy", p.expected_greedy},
-                              {"greedy_equal", p.greedy == p.expected_greedy}, {"chunk_equal", p.chunk_equal}});
+    out["prompts"].push_back({{"name", p.name},
+                              {"tokens", p.tokens},
+                              {"passed", p.passed},
+                              {"failure", p.failure},
+                              {"max_logit_difference", p.max_logit_difference},
+                              {"max_logit", p.max_logit},
+                              {"mean_kl", p.mean_kl},
+                              {"max_kl", p.max_kl},
+                              {"argmax_agreed", p.argmax_agreed},
+                              {"decided", p.decided},
+                              {"decided_agreed", p.agreed},
+                              {"first_bad_layer", p.first_bad_layer},
+                              {"worst_hidden", p.worst_hidden},
+                              {"greedy", p.greedy},
+                              {"expected_greedy", p.expected_greedy},
+                              {"greedy_equal", p.greedy == p.expected_greedy},
+                              {"chunk_equal", p.chunk_equal}});
   return out;
 }
 

@@ -21,6 +21,6 @@ struct CheckVoidify {
 
 }  // namespace dg::detail
 
-#define CHECK(condition)                     \
+#define CHECK(condition)                       \
   __builtin_expect(!!(condition), 1) ? (void)0 \
                                      : dg::detail::CheckVoidify() & dg::detail::CheckFailure(__FILE__, __LINE__, #condition).stream()

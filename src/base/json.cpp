@@ -110,16 +110,12 @@ Result<J> read_any(const std::string& path, JsonLimits limits) {
 
 }  // namespace
 
-Result<Json> parse_json(std::string_view text, std::string_view origin, JsonLimits limits) {
-  return parse_any<Json>(text, origin, limits);
-}
+Result<Json> parse_json(std::string_view text, std::string_view origin, JsonLimits limits) { return parse_any<Json>(text, origin, limits); }
 Result<SortedJson> parse_sorted_json(std::string_view text, std::string_view origin, JsonLimits limits) {
   return parse_any<SortedJson>(text, origin, limits);
 }
 Result<Json> read_json_file(const std::string& path, JsonLimits limits) { return read_any<Json>(path, limits); }
-Result<SortedJson> read_sorted_json_file(const std::string& path, JsonLimits limits) {
-  return read_any<SortedJson>(path, limits);
-}
+Result<SortedJson> read_sorted_json_file(const std::string& path, JsonLimits limits) { return read_any<SortedJson>(path, limits); }
 
 std::string dump_json_python(const Json& value, int indent) {
   std::string out;

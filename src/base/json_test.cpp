@@ -15,8 +15,7 @@ TEST(Json, DumpsLikePython) {
   auto parsed = parse_json("{\"k\":\"\xe4\xb8\xad<\\n\",\"f\":1.0,\"e\":{},\"l\":[]}", "test");
   ASSERT_TRUE(parsed.ok());
   EXPECT_EQ(dump_json_python(*parsed), "{\"k\": \"\xe4\xb8\xad<\\n\", \"f\": 1.0, \"e\": {}, \"l\": []}");
-  EXPECT_EQ(dump_json_python(*parsed, 2),
-            "{\n  \"k\": \"\xe4\xb8\xad<\\n\",\n  \"f\": 1.0,\n  \"e\": {},\n  \"l\": []\n}");
+  EXPECT_EQ(dump_json_python(*parsed, 2), "{\n  \"k\": \"\xe4\xb8\xad<\\n\",\n  \"f\": 1.0,\n  \"e\": {},\n  \"l\": []\n}");
 }
 
 TEST(Json, RefusesDeepNesting) {

@@ -67,11 +67,11 @@ std::string progress_line(std::string_view label, uint64_t done_bytes, uint64_t 
   int digits = unit.bytes > 1 ? 1 : 0;
   // Rounded down: 100% means that all is there.
   const int percent = static_cast<int>(std::floor(fraction * 100));
-  std::string figures = counted.empty()
-                            ? fmt::format("{:3}%  {:.{}f}/{:.{}f} {}  {:.2f} GB/s  ETA {}", percent, static_cast<double>(shown) / unit.bytes,
-                                          digits, static_cast<double>(total_bytes) / unit.bytes, digits, unit.name, bytes_per_s / 1e9,
-                                          time_left(left_s))
-                            : fmt::format("{:3}%  {}/{} {}  {:.1f}/s  ETA {}", percent, shown, total_bytes, counted, bytes_per_s, time_left(left_s));
+  std::string figures =
+      counted.empty()
+          ? fmt::format("{:3}%  {:.{}f}/{:.{}f} {}  {:.2f} GB/s  ETA {}", percent, static_cast<double>(shown) / unit.bytes, digits,
+                        static_cast<double>(total_bytes) / unit.bytes, digits, unit.name, bytes_per_s / 1e9, time_left(left_s))
+          : fmt::format("{:3}%  {}/{} {}  {:.1f}/s  ETA {}", percent, shown, total_bytes, counted, bytes_per_s, time_left(left_s));
   // "label [bar]  figures", and the last column stays free: writing there wraps on some terminals.
   int bar = std::min(columns - display_columns(label) - static_cast<int>(figures.size()) - 6, 40);
   if (bar < 4) return fmt::format("{}  {}", label, figures);

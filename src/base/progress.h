@@ -11,10 +11,10 @@
 namespace dg {
 
 struct ProgressOptions {
-  bool silent = false;            // print nothing at all
-  int fd = 2;                     // stderr
-  std::optional<bool> terminal;   // unset: what isatty(fd) says
-  int columns = 0;                // width of the terminal; 0: ask it
+  bool silent = false;           // print nothing at all
+  int fd = 2;                    // stderr
+  std::optional<bool> terminal;  // unset: what isatty(fd) says
+  int columns = 0;               // width of the terminal; 0: ask it
   double redraw_interval_s = 0.1;
   std::string unit = "";  // what is counted, such as "requests"; "": bytes
 };

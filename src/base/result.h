@@ -94,16 +94,16 @@ class [[nodiscard]] Result<void> {
 }  // namespace dg
 
 // TRY(expression): returns the error of a Result<void> expression from the calling function.
-#define DG_TRY(expression)                                       \
-  do {                                                           \
-    auto dg_try_result = (expression);                           \
+#define DG_TRY(expression)                                            \
+  do {                                                                \
+    auto dg_try_result = (expression);                                \
     if (!dg_try_result.ok()) return std::move(dg_try_result).error(); \
   } while (0)
 
 // DG_ASSIGN(auto x, expression): unwraps a Result<T> or returns its error.
 #define DG_CONCAT_INNER(a, b) a##b
 #define DG_CONCAT(a, b) DG_CONCAT_INNER(a, b)
-#define DG_ASSIGN(declaration, expression)                                   \
-  auto DG_CONCAT(dg_result_, __LINE__) = (expression);                       \
+#define DG_ASSIGN(declaration, expression)                                                   \
+  auto DG_CONCAT(dg_result_, __LINE__) = (expression);                                       \
   if (!DG_CONCAT(dg_result_, __LINE__).ok()) return DG_CONCAT(dg_result_, __LINE__).error(); \
   declaration = std::move(DG_CONCAT(dg_result_, __LINE__)).value()

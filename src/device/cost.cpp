@@ -28,20 +28,26 @@ Cost cost_of(const Embed& op) {
 }
 
 Cost cost_of(const Linear& op) {
-  return {.weight_bytes = static_cast<double>(op.weight.bytes()), .activation_bytes = size(op.x) + size(op.out),
+  return {.weight_bytes = static_cast<double>(op.weight.bytes()),
+          .activation_bytes = size(op.x) + size(op.out),
           .flops = matrix_flops(static_cast<double>(op.x.rows()), op.weight)};
 }
 
 Cost cost_of(const LinearGlu& op) {
   double rows = static_cast<double>(op.x.rows());
-  return {.weight_bytes = static_cast<double>(op.gate.bytes() + op.up.bytes()), .activation_bytes = size(op.x) + size(op.out),
+  return {.weight_bytes = static_cast<double>(op.gate.bytes() + op.up.bytes()),
+          .activation_bytes = size(op.x) + size(op.out),
           .flops = matrix_flops(rows, op.gate) + matrix_flops(rows, op.up) + 5 * count(op.out)};
 }
 
-Cost cost_of(const RmsNorm& op) { return {.weight_bytes = size(op.weight), .activation_bytes = size(op.x) + size(op.out), .flops = 4 * count(op.x)}; }
+Cost cost_of(const RmsNorm& op) {
+  return {.weight_bytes = size(op.weight), .activation_bytes = size(op.x) + size(op.out), .flops = 4 * count(op.x)};
+}
 
 Cost cost_of(const AddRmsNorm& op) {
-  return {.weight_bytes = size(op.weight), .activation_bytes = 2 * size(op.residual) + size(op.delta) + size(op.out), .flops = 5 * count(op.out)};
+  return {.weight_bytes = size(op.weight),
+          .activation_bytes = 2 * size(op.residual) + size(op.delta) + size(op.out),
+          .flops = 5 * count(op.out)};
 }
 
 Cost cost_of(const Rope& op) { return {.activation_bytes = 2 * size(op.x), .flops = 3 * count(op.x)}; }
@@ -83,14 +89,18 @@ Cost cost_of(const MlaAttention& op) {
   return cost;
 }
 
-Cost cost_of(const MoeRoute& op) { return {.weight_bytes = size(op.bias), .activation_bytes = size(op.logits) + size(op.ids) + size(op.weights), .flops = 4 * count(op.logits)}; }
+Cost cost_of(const MoeRoute& op) {
+  return {
+      .weight_bytes = size(op.bias), .activation_bytes = size(op.logits) + size(op.ids) + size(op.weights), .flops = 4 * count(op.logits)};
+}
 
 Cost cost_of(const MoeExperts& op) {
   const Expert& e = op.experts[0];
   double tokens = static_cast<double>(op.x.rows()), top_k = static_cast<double>(op.ids.cols());
   double active = expected_active_experts(static_cast<double>(op.experts.size()), top_k, tokens);
   double bytes = static_cast<double>(e.gate.bytes() + e.up.bytes() + e.down.bytes());
-  return {.weight_bytes = active * bytes, .activation_bytes = size(op.x) + 2 * size(op.out),
+  return {.weight_bytes = active * bytes,
+          .activation_bytes = size(op.x) + 2 * size(op.out),
           .flops = top_k * (matrix_flops(tokens, e.gate) + matrix_flops(tokens, e.up) + matrix_flops(tokens, e.down))};
 }
 

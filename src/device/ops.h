@@ -12,8 +12,8 @@ namespace dg {
 
 // out[t] = table[ids[t]].
 struct Embed {
-  Tensor out;  // (tokens, dim)
-  Tensor ids;  // (tokens) i32
+  Tensor out;    // (tokens, dim)
+  Tensor ids;    // (tokens) i32
   Weight table;  // (vocab, dim)
 };
 
@@ -27,8 +27,8 @@ struct Linear {
 
 // * out = silu(x gate^T) * (x up^T).
 struct LinearGlu {
-  Tensor out;  // (tokens, inner)
-  Tensor x;    // (tokens, dim)
+  Tensor out;       // (tokens, inner)
+  Tensor x;         // (tokens, dim)
   Weight gate, up;  // (inner, dim)
   Arena* scratch;
 };
@@ -59,8 +59,8 @@ struct Rope {
 
 // * Norm over each head (when `weight` is valid), then Rope; in place.
 struct HeadNormRope {
-  Tensor x;          // (tokens, heads, head_dim)
-  Tensor weight;     // (head_dim) f32, optional
+  Tensor x;       // (tokens, heads, head_dim)
+  Tensor weight;  // (head_dim) f32, optional
   float eps;
   Tensor positions, inv_freq;
   bool interleaved;
@@ -113,15 +113,15 @@ struct KvWrite {
 // kv_len - q_len + i + 1 tokens of the sequence.
 struct SequenceSlice {
   int q_begin, q_len;
-  int kv_len;         // tokens in the cache after this step's kv_write
+  int kv_len;             // tokens in the cache after this step's kv_write
   const int32_t* blocks;  // block ids of the sequence, ceil(kv_len / block_tokens) of them
-  bool decode;        // generation step (absorbed MLA); false for prefill chunks of any length
+  bool decode;            // generation step (absorbed MLA); false for prefill chunks of any length
 };
 
 // Causal attention with grouped heads over the paged cache: softmax(q k^T * scale) v, softmax in float. A row's result
 // depends on its sequence alone, not on how its prefill was cut into chunks.
 struct Attention {
-  Tensor out, q;               // (tokens, heads, head_dim)
+  Tensor out, q;                // (tokens, heads, head_dim)
   PagedCache k_cache, v_cache;  // width = kv_heads * head_dim
   std::span<const SequenceSlice> sequences;
   int kv_heads;

@@ -10,8 +10,12 @@ namespace dg {
 namespace {
 
 SchedulerOptions scheduler_options(const EngineOptions& o, const EngineParts& parts) {
-  return {.max_model_len = o.max_model_len, .max_step_tokens = std::max(o.max_step_tokens, o.max_running), .max_running = o.max_running,
-          .max_prefill_chunk = o.max_prefill_chunk, .max_logit_rows = parts.max_logit_rows, .prefix_cache = o.prefix_cache,
+  return {.max_model_len = o.max_model_len,
+          .max_step_tokens = std::max(o.max_step_tokens, o.max_running),
+          .max_running = o.max_running,
+          .max_prefill_chunk = o.max_prefill_chunk,
+          .max_logit_rows = parts.max_logit_rows,
+          .prefix_cache = o.prefix_cache,
           .deterministic = o.deterministic};
 }
 
@@ -29,10 +33,14 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
     return input_error(fmt::format("the executor takes {} sequences and {} tokens in a step, the engine asks for {} and {}",
                                    limits.max_step_sequences, limits.max_step_tokens, options.max_running, options.max_step_tokens));
   if (options.max_running * (1 + draft) > limits.max_step_tokens)
-    return input_error(fmt::format("--max-num-batched-tokens {}: expected at least {}: one row for each of --max-num-seqs {} sequences and {} drafts",
-                                   limits.max_step_tokens, options.max_running * (1 + draft), options.max_running, draft));
-  EngineParts parts{.allocator = &executor.kv().allocator(), .block_tokens = limits.block_tokens, .vocab = executor.model().config().vocab,
-                    .max_logit_rows = limits.max_logit_rows, .tokenizer = &tokenizer};
+    return input_error(
+        fmt::format("--max-num-batched-tokens {}: expected at least {}: one row for each of --max-num-seqs {} sequences and {} drafts",
+                    limits.max_step_tokens, options.max_running * (1 + draft), options.max_running, draft));
+  EngineParts parts{.allocator = &executor.kv().allocator(),
+                    .block_tokens = limits.block_tokens,
+                    .vocab = executor.model().config().vocab,
+                    .max_logit_rows = limits.max_logit_rows,
+                    .tokenizer = &tokenizer};
   auto runner = std::make_unique<ModelStepRunner>(executor, options);
   parts.runner = runner.get();
   return std::unique_ptr<Engine>(std::make_unique<EngineImpl>(parts, options, observer, std::move(runner)));
@@ -73,10 +81,12 @@ Result<uint64_t> EngineImpl::submit(EngineRequest request, std::shared_ptr<Reque
     if (id < 0 || id >= parts_.vocab)
       return input_error(fmt::format("token id {} of the prompt is not in the model's vocabulary of {} tokens", id, parts_.vocab));
   if (request.prompt_logprobs > 0 || request.logprobs > 0)
-    if (std::max(request.prompt_logprobs, request.logprobs) > parts_.vocab) return input_error("logprobs: more than the vocabulary has tokens");
+    if (std::max(request.prompt_logprobs, request.logprobs) > parts_.vocab)
+      return input_error("logprobs: more than the vocabulary has tokens");
   if (draining_) return resource_error("the server is shutting down and takes no new requests");
   if (queued_ >= options_.max_waiting)
-    return resource_error(fmt::format("the queue is full: {} requests wait (--max-queue {}); try again later", queued_.load(), options_.max_waiting));
+    return resource_error(
+        fmt::format("the queue is full: {} requests wait (--max-queue {}); try again later", queued_.load(), options_.max_waiting));
   auto state = std::make_unique<RequestState>();
   uint64_t handle = next_handle_++;
   state->handle = handle;
@@ -144,12 +154,20 @@ std::vector<RequestStatus> EngineImpl::requests() const {
   std::scoped_lock lock(state_mutex_, command_mutex_);
   for (const Command& c : commands_)
     if (c.kind == Command::kAdd)
-      list.push_back({.handle = c.handle, .id = c.request->request.id, .tenant = c.request->request.tenant, .stage = "queued",
-                      .age_s = seconds(now - c.request->usage.times.arrived), .prompt_tokens = c.request->usage.prompt_tokens,
+      list.push_back({.handle = c.handle,
+                      .id = c.request->request.id,
+                      .tenant = c.request->request.tenant,
+                      .stage = "queued",
+                      .age_s = seconds(now - c.request->usage.times.arrived),
+                      .prompt_tokens = c.request->usage.prompt_tokens,
                       .priority = c.request->request.priority});
   scheduler_.for_each([&](RequestState& r) {
-    RequestStatus status{.handle = r.handle, .id = r.request.id, .tenant = r.request.tenant, .age_s = seconds(now - r.usage.times.arrived),
-                         .prompt_tokens = r.usage.prompt_tokens, .priority = r.request.priority};
+    RequestStatus status{.handle = r.handle,
+                         .id = r.request.id,
+                         .tenant = r.request.tenant,
+                         .age_s = seconds(now - r.usage.times.arrived),
+                         .prompt_tokens = r.usage.prompt_tokens,
+                         .priority = r.request.priority};
     bool running = false, decoding = false;
     for (const auto& s : r.sequences) {
       status.generated_tokens += s->generated();
@@ -254,7 +272,8 @@ void EngineImpl::expire(EngineClock::time_point now) {
       if (sequence->state != Sequence::State::kFinished)
         batch_.items.push_back({.at = r->output.get(), .index = sequence->index, .finished = true, .reason = FinishReason::kDeadline});
     end(*r, FinishReason::kDeadline,
-        Error{ErrorKind::kCancelled, fmt::format("the request's deadline passed after {:.1f} s", seconds(now - r->usage.times.arrived))}, now);
+        Error{ErrorKind::kCancelled, fmt::format("the request's deadline passed after {:.1f} s", seconds(now - r->usage.times.arrived))},
+        now);
   }
 }
 
@@ -277,7 +296,8 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
     log_error(fmt::format("step failed: {}", results_.error->message));
     expired_.clear();
     for (const StepItem& item : plan_.items)
-      if (std::find(expired_.begin(), expired_.end(), &item.sequence->request) == expired_.end()) expired_.push_back(&item.sequence->request);
+      if (std::find(expired_.begin(), expired_.end(), &item.sequence->request) == expired_.end())
+        expired_.push_back(&item.sequence->request);
     for (RequestState* r : expired_) end(*r, FinishReason::kError, results_.error, now);
     return;
   }
@@ -295,7 +315,8 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
       stats_.drafts++;
       stats_.draft_tokens += static_cast<uint64_t>(item.drafts);
       stats_.accepted_tokens += static_cast<uint64_t>(result.accepted);
-      if (stats_.accepted_per_position.size() < static_cast<size_t>(item.drafts)) stats_.accepted_per_position.resize(static_cast<size_t>(item.drafts));
+      if (stats_.accepted_per_position.size() < static_cast<size_t>(item.drafts))
+        stats_.accepted_per_position.resize(static_cast<size_t>(item.drafts));
       for (int k = 0; k < result.accepted; k++) stats_.accepted_per_position[static_cast<size_t>(k)]++;
       s.request.usage.draft_tokens += item.drafts;
       s.request.usage.accepted_tokens += result.accepted;
@@ -307,15 +328,18 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
   expired_.clear();
   for (const StepItem& item : plan_.items)
     if (item.sequence->request.unfinished == 0 || item.sequence->reason == FinishReason::kError)
-      if (std::find(expired_.begin(), expired_.end(), &item.sequence->request) == expired_.end()) expired_.push_back(&item.sequence->request);
+      if (std::find(expired_.begin(), expired_.end(), &item.sequence->request) == expired_.end())
+        expired_.push_back(&item.sequence->request);
   for (RequestState* r : expired_) {
     FinishReason reason = r->sequences[0]->reason;
     std::optional<Error> error;
     for (auto& sequence : r->sequences)
       if (sequence->reason == FinishReason::kError)
         reason = FinishReason::kError,
-        error = Error{ErrorKind::kDevice, fmt::format("the model's logits after token {} are not numbers (NaN or -inf): the weights are damaged; "
-                                                      "check them with `dougong verify`", sequence->ids.size())};
+        error = Error{ErrorKind::kDevice,
+                      fmt::format("the model's logits after token {} are not numbers (NaN or -inf): the weights are damaged; "
+                                  "check them with `dougong verify`",
+                                  sequence->ids.size())};
     end(*r, reason, error, now);
   }
   stats_.prompt_tokens += static_cast<uint64_t>(plan_.prefill_tokens);

@@ -20,11 +20,11 @@ namespace dg {
 enum class SpeculationMethod { kNone, kMtp, kNgram };
 
 struct EngineOptions {
-  int64_t max_model_len = 0;       // prompt and answer of one sequence
-  int64_t max_step_tokens = 512;   // budget of one step
-  int64_t max_running = 64;        // sequences in one step
-  int64_t max_waiting = 1024;      // requests that wait; more are refused (429)
-  int64_t max_prefill_chunk = 0;   // rows of one prompt in one step; 0: the budget
+  int64_t max_model_len = 0;      // prompt and answer of one sequence
+  int64_t max_step_tokens = 512;  // budget of one step
+  int64_t max_running = 64;       // sequences in one step
+  int64_t max_waiting = 1024;     // requests that wait; more are refused (429)
+  int64_t max_prefill_chunk = 0;  // rows of one prompt in one step; 0: the budget
   bool prefix_cache = true;
   SpeculationMethod speculation = SpeculationMethod::kNone;
   int draft_tokens = 1;
@@ -91,8 +91,8 @@ class Engine {
   virtual void pause(uint64_t handle, bool paused) = 0;
   virtual int64_t cancel_id(const std::string& request_id) = 0;  // all requests with this id ("": all); how many
 
-  virtual void drain() = 0;            // refuses new requests, finishes the others
-  virtual bool idle() const = 0;       // no request, nothing in flight
+  virtual void drain() = 0;       // refuses new requests, finishes the others
+  virtual bool idle() const = 0;  // no request, nothing in flight
   virtual bool wait_idle(std::chrono::milliseconds limit) = 0;
   virtual void reset_prefix_cache() = 0;  // drops all cached blocks that no running sequence uses
 

@@ -24,7 +24,9 @@ class CountingRunner : public StepRunner {
   std::chrono::microseconds step_time{0};
   int32_t broken_token = -1;  // prompts that begin with this give logits that are not numbers
 
-  static int32_t token(const Sequence& s, int64_t length) { return 300 + static_cast<int32_t>((static_cast<uint64_t>(length) * 7 + s.seed) % 100); }
+  static int32_t token(const Sequence& s, int64_t length) {
+    return 300 + static_cast<int32_t>((static_cast<uint64_t>(length) * 7 + s.seed) % 100);
+  }
 
   void hold(bool held) {
     {
@@ -127,7 +129,11 @@ class EngineTest : public ::testing::Test {
 
   void start(EngineOptions options, int64_t blocks = 256) {
     allocator_ = std::make_unique<BlockAllocator>(blocks);
-    EngineParts parts{.runner = &runner_, .allocator = allocator_.get(), .block_tokens = 4, .vocab = 4096, .max_logit_rows = 4 * options.max_running,
+    EngineParts parts{.runner = &runner_,
+                      .allocator = allocator_.get(),
+                      .block_tokens = 4,
+                      .vocab = 4096,
+                      .max_logit_rows = 4 * options.max_running,
                       .tokenizer = tokenizer_.get()};
     engine_ = Engine::create(parts, options);
   }
@@ -140,7 +146,8 @@ class EngineTest : public ::testing::Test {
   }
   void expect_nothing_left() {
     ASSERT_TRUE(engine_->wait_idle(20s));
-    for (int i = 0; i < 200 && engine_->stats().kv_free + engine_->stats().kv_cached != engine_->stats().kv_blocks; i++) std::this_thread::sleep_for(5ms);
+    for (int i = 0; i < 200 && engine_->stats().kv_free + engine_->stats().kv_cached != engine_->stats().kv_blocks; i++)
+      std::this_thread::sleep_for(5ms);
     EngineStats stats = engine_->stats();
     EXPECT_EQ(stats.kv_free + stats.kv_cached, stats.kv_blocks);
     EXPECT_EQ(stats.running + stats.waiting, 0);
@@ -168,7 +175,8 @@ TEST_F(EngineTest, ManyRequestsGetTheirOwnTokensInOrder) {
     EXPECT_FALSE(c.error_) << c.error_->message;
     ASSERT_EQ(c.ids_.size(), static_cast<size_t>(5 + i % 7));
     for (size_t k = 0; k < c.ids_.size(); k++)
-      EXPECT_EQ(c.ids_[k], 300 + static_cast<int32_t>((static_cast<uint64_t>(3 + i % 20 + static_cast<int>(k)) * 7 + static_cast<uint64_t>(i)) % 100));
+      EXPECT_EQ(c.ids_[k],
+                300 + static_cast<int32_t>((static_cast<uint64_t>(3 + i % 20 + static_cast<int>(k)) * 7 + static_cast<uint64_t>(i)) % 100));
     EXPECT_EQ(c.reasons_, std::vector<FinishReason>{FinishReason::kLength});
     EXPECT_EQ(c.usage_.generated_tokens, static_cast<int64_t>(c.ids_.size()));
     EXPECT_EQ(c.text_, tokenizer_->decode(c.ids_, true));

@@ -10,7 +10,8 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   CacheLayout layout;
   model.register_cache(layout);
   int64_t blocks = (options.kv_tokens + options.block_tokens - 1) / options.block_tokens;
-  DG_ASSIGN(executor->kv_, KvPool::create(backend, layout, {.dtype = options.kv_dtype, .block_tokens = options.block_tokens, .blocks = blocks}));
+  DG_ASSIGN(executor->kv_,
+            KvPool::create(backend, layout, {.dtype = options.kv_dtype, .block_tokens = options.block_tokens, .blocks = blocks}));
   DG_ASSIGN(executor->arena_memory_, backend.allocate(options.arena_bytes, "activations"));
   executor->arena_ = Arena(executor->arena_memory_->data(), options.arena_bytes);
   int64_t n = options.max_step_tokens;
@@ -60,8 +61,11 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   for (const StepSequence& s : sequences) {
     auto count = static_cast<int64_t>(s.ids.size());
     CHECK(count > 0 && tokens + count <= options_.max_step_tokens) << tokens << " + " << count << " rows";
-    slices_.push_back({.q_begin = static_cast<int>(tokens), .q_len = static_cast<int>(count), .kv_len = static_cast<int>(s.first_position + count),
-                       .blocks = s.blocks->blocks().data(), .decode = s.decode});
+    slices_.push_back({.q_begin = static_cast<int>(tokens),
+                       .q_len = static_cast<int>(count),
+                       .kv_len = static_cast<int>(s.first_position + count),
+                       .blocks = s.blocks->blocks().data(),
+                       .decode = s.decode});
     result.first_row.push_back(rows);
     for (int64_t i = 0; i < count; i++) {
       *ids_.i32(tokens + i) = s.ids[static_cast<size_t>(i)];

@@ -16,8 +16,8 @@ struct ExecutorOptions {
   int64_t kv_tokens = 0;          // capacity of the KV pool, all sequences together
   int64_t max_step_tokens = 512;  // rows of one step
   int64_t max_step_sequences = 64;
-  int64_t max_logit_rows = 64;    // rows of logits of one step (max_step_tokens for perplexity and verification)
-  size_t arena_bytes = 0;         // from plan/sizing.h for the same limits
+  int64_t max_logit_rows = 64;  // rows of logits of one step (max_step_tokens for perplexity and verification)
+  size_t arena_bytes = 0;       // from plan/sizing.h for the same limits
 };
 
 enum class LogitsWanted { kNone, kLast, kAll, kRow };  // kRow: of row StepSequence::logit_row

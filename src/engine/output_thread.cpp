@@ -4,13 +4,15 @@
 
 namespace dg {
 
-OutputState::OutputState(uint64_t number, const EngineRequest& request, const Tokenizer& tokenizer, std::shared_ptr<RequestListener> listener)
+OutputState::OutputState(uint64_t number, const EngineRequest& request, const Tokenizer& tokenizer,
+                         std::shared_ptr<RequestListener> listener)
     : handle(number), include_stop_text_(request.include_stop_text), listener_(std::move(listener)) {
   for (int i = 0; i < request.n; i++)
     answers_.push_back({StreamDetokenizer(tokenizer, request.skip_special, request.visible_special), StopMatcher(request.stop)});
 }
 
-OutputThread::OutputThread(std::function<void(uint64_t, int)> stop_answer) : stop_answer_(std::move(stop_answer)), thread_([this] { loop(); }) {}
+OutputThread::OutputThread(std::function<void(uint64_t, int)> stop_answer)
+    : stop_answer_(std::move(stop_answer)), thread_([this] { loop(); }) {}
 
 OutputThread::~OutputThread() {
   {

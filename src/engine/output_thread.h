@@ -43,11 +43,11 @@ class OutputState {
 struct OutputItem {
   OutputState* at = nullptr;
   int index = 0;
-  int32_t id = -1;            // a generated token, -1: none
-  int32_t extra = -1;         // index into OutputBatch::infos, -1: no logprobs asked
-  bool finished = false;      // of the answer
+  int32_t id = -1;        // a generated token, -1: none
+  int32_t extra = -1;     // index into OutputBatch::infos, -1: no logprobs asked
+  bool finished = false;  // of the answer
   FinishReason reason = FinishReason::kStop;
-  int32_t stop_id = -1;       // `id` is a stop id: it gives no text
+  int32_t stop_id = -1;  // `id` is a stop id: it gives no text
 };
 
 struct OutputEnd {
@@ -64,7 +64,7 @@ struct OutputBatch {
     std::vector<TokenInfo> prompt_logprobs;
     std::vector<float> embedding;
   };
-  std::vector<Extra> extras;   // handled before the items
+  std::vector<Extra> extras;    // handled before the items
   std::vector<OutputEnd> ends;  // handled after the items
   bool empty() const { return items.empty() && ends.empty() && extras.empty(); }
   void clear() { items.clear(), infos.clear(), extras.clear(), ends.clear(); }

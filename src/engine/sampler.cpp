@@ -232,7 +232,8 @@ void Sampler::keep_mass(double wanted, Distance distance, Before before) {
 }
 
 void Sampler::keep_top_p(double wanted) {
-  keep_mass(wanted, [](const Candidate& c) { return -c.bits; }, better);
+  keep_mass(
+      wanted, [](const Candidate& c) { return -c.bits; }, better);
 }
 
 // Top-p alone: candidates down to where they hold enough of the whole row's mass. Few steps: each looks at the row again.

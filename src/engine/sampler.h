@@ -68,7 +68,7 @@ struct SampleInput {
 
 struct SampleOutput {
   int32_t id = -1;
-  float logprob = 0;                          // log-softmax after penalties, bias and mask, before temperature and filters
+  float logprob = 0;                             // log-softmax after penalties, bias and mask, before temperature and filters
   std::vector<std::pair<int32_t, float>> top{};  // likeliest first, the lower id first of equals
 };
 
@@ -111,7 +111,7 @@ class Sampler {
   std::vector<const float*> chunks_;  // of the row after penalties, bias and mask; null: nothing in it is allowed
   std::vector<float> own_;            // those chunks that differ from the input, in their places
   std::vector<float> chunk_max_, chunk_sum_, scratch_;
-  std::vector<double> bucket_mass_;  // scratch of keep_mass
+  std::vector<double> bucket_mass_;    // scratch of keep_mass
   std::vector<Candidate> candidates_;  // in ascending order of ids
   std::vector<Candidate> sorted_;
 };

@@ -114,8 +114,13 @@ int compare_with_naive(const NaiveCase& c, int draws) {
       sum += expected.probability[id];
     }
     SampleOutput output;
-    sampler.sample({.logits = c.logits, .params = &c.params, .history = &history, .position = position, .seed = 99,
-                    .allowed = c.allowed.empty() ? nullptr : c.allowed.data(), .forbidden = c.forbidden},
+    sampler.sample({.logits = c.logits,
+                    .params = &c.params,
+                    .history = &history,
+                    .position = position,
+                    .seed = 99,
+                    .allowed = c.allowed.empty() ? nullptr : c.allowed.data(),
+                    .forbidden = c.forbidden},
                    output);
     EXPECT_GT(expected.probability[static_cast<size_t>(output.id)], 0) << "token " << output.id << " is filtered out";
     if (near) continue;

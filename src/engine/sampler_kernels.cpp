@@ -106,11 +106,11 @@ DG_INLINE void mask_body(const float* logits, const uint32_t* bits, float* out) 
   }
 }
 
-#define DG_VARIANT(name, attribute)                                                                                            \
-  attribute void max_##name(const float* const* chunks, size_t count, float* max) { max_body(chunks, count, max); }            \
-  attribute void max_sum_##name(const float* const* chunks, size_t count, float scale, float* max, float* sum) {               \
-    max_sum_body(chunks, count, scale, max, sum);                                                                              \
-  }                                                                                                                            \
+#define DG_VARIANT(name, attribute)                                                                                 \
+  attribute void max_##name(const float* const* chunks, size_t count, float* max) { max_body(chunks, count, max); } \
+  attribute void max_sum_##name(const float* const* chunks, size_t count, float scale, float* max, float* sum) {    \
+    max_sum_body(chunks, count, scale, max, sum);                                                                   \
+  }                                                                                                                 \
   attribute void mask_##name(const float* logits, const uint32_t* bits, float* out) { mask_body(logits, bits, out); }
 #define DG_VARIANT_ROW(name) \
   { #name, max_##name, max_sum_##name, mask_##name }

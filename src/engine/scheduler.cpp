@@ -29,21 +29,23 @@ Result<void> Scheduler::check(const EngineRequest& request) const {
   if (prompt == 0) return input_error("the prompt has no tokens: give it some text");
   bool generates = request.pooling == Pooling::kNone;
   if (prompt + (generates ? 1 : 0) > options_.max_model_len)
-    return input_error(fmt::format("the prompt has {} tokens, this server's context is {} tokens (--max-model-len){}; shorten the prompt", prompt,
-                                   options_.max_model_len, generates ? " with at least one for the answer" : ""));
+    return input_error(fmt::format("the prompt has {} tokens, this server's context is {} tokens (--max-model-len){}; shorten the prompt",
+                                   prompt, options_.max_model_len, generates ? " with at least one for the answer" : ""));
   int64_t longest = options_.max_model_len;
   if (request.max_tokens > 0) longest = prompt + request.max_tokens;
   if (!generates) longest = prompt;
   if (generates && longest > options_.max_model_len)
-    return input_error(fmt::format("max_tokens {} and a prompt of {} tokens are {} together, this server's context is {} tokens "
-                                   "(--max-model-len); lower max_tokens to at most {}",
-                                   request.max_tokens, prompt, longest, options_.max_model_len, options_.max_model_len - prompt));
+    return input_error(
+        fmt::format("max_tokens {} and a prompt of {} tokens are {} together, this server's context is {} tokens "
+                    "(--max-model-len); lower max_tokens to at most {}",
+                    request.max_tokens, prompt, longest, options_.max_model_len, options_.max_model_len - prompt));
   int64_t need = (std::min(longest, options_.max_model_len) + block_tokens_ - 1) / block_tokens_;
   if (need > allocator_.blocks())
-    return input_error(fmt::format("the request may need {} KV cache blocks of {} tokens (a prompt of {} and {} generated tokens), this server "
-                                   "has {} in all; lower max_tokens to at most {}",
-                                   need, block_tokens_, prompt, longest - prompt, allocator_.blocks(),
-                                   std::max<int64_t>(0, allocator_.blocks() * block_tokens_ - prompt)));
+    return input_error(
+        fmt::format("the request may need {} KV cache blocks of {} tokens (a prompt of {} and {} generated tokens), this server "
+                    "has {} in all; lower max_tokens to at most {}",
+                    need, block_tokens_, prompt, longest - prompt, allocator_.blocks(),
+                    std::max<int64_t>(0, allocator_.blocks() * block_tokens_ - prompt)));
   if (request.n < 1 || request.n > options_.max_running)
     return input_error(fmt::format("n: expected 1 to {} (--max-num-seqs), found {}", options_.max_running, request.n));
   return {};
@@ -131,7 +133,8 @@ void Scheduler::plan(StepPlan& plan) {
     int64_t most = options_.max_model_len - static_cast<int64_t>(s.ids.size()) - 1;
     if (r.max_tokens > 0) most = std::min(most, r.max_tokens - s.generated() - 1);
     auto drafts = static_cast<int32_t>(std::min({static_cast<int64_t>(s.drafts.size()), room, std::max<int64_t>(0, most)}));
-    if (drafts > 0 && s.blocks.missing_blocks(s.computed + 1 + drafts) <= allocator_.free_blocks() && s.blocks.try_reserve(s.computed + 1 + drafts)) {
+    if (drafts > 0 && s.blocks.missing_blocks(s.computed + 1 + drafts) <= allocator_.free_blocks() &&
+        s.blocks.try_reserve(s.computed + 1 + drafts)) {
       item.drafts = drafts;
       item.rows += drafts;
       budget -= drafts, logit_budget -= drafts;
@@ -158,8 +161,12 @@ bool Scheduler::plan_prompt(Sequence& s, StepPlan& plan, int64_t* budget, int64_
   bool last = s.computed + rows == static_cast<int64_t>(s.ids.size());
   if (last && *logit_budget == 0) rows--, last = false;
   if (rows <= 0) return false;
-  plan.items.push_back({.sequence = &s, .begin = s.computed, .rows = static_cast<int32_t>(rows), .decode = !prompt,
-                        .wants_token = last && s.request.request.pooling == Pooling::kNone, .prompt_logits = prompt_logits});
+  plan.items.push_back({.sequence = &s,
+                        .begin = s.computed,
+                        .rows = static_cast<int32_t>(rows),
+                        .decode = !prompt,
+                        .wants_token = last && s.request.request.pooling == Pooling::kNone,
+                        .prompt_logits = prompt_logits});
   *budget -= rows;
   *logit_budget -= prompt_logits ? rows : last;
   plan.prefill_tokens += rows;
@@ -170,7 +177,8 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan, int64_t* budget, int64_t* log
   const EngineRequest& r = s.request.request;
   auto total = static_cast<int64_t>(s.ids.size());
   // Logits of every prompt row, or a mean over all rows, cannot come out of the cache.
-  bool may_hit = options_.prefix_cache && (r.prompt_logprobs < 0 || s.index > 0) && r.pooling != Pooling::kMean && s.blocks.blocks().empty();
+  bool may_hit =
+      options_.prefix_cache && (r.prompt_logprobs < 0 || s.index > 0) && r.pooling != Pooling::kMean && s.blocks.blocks().empty();
   if (may_hit) {
     PrefixTree::Match match = tree_.match(s.request.salt, s.ids, (options_.deterministic ? s.prompt_tokens : total) - 1);
     s.blocks.share(match.blocks);
@@ -188,7 +196,8 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan, int64_t* budget, int64_t* log
   s.state = Sequence::State::kRunning;
   if (!s.ran_before && s.index == 0) s.request.usage.cached_tokens = s.computed;
   s.ran_before = true;
-  running_.insert(std::upper_bound(running_.begin(), running_.end(), &s, [](auto* a, auto* b) { return run_order(*a) < run_order(*b); }), &s);
+  running_.insert(std::upper_bound(running_.begin(), running_.end(), &s, [](auto* a, auto* b) { return run_order(*a) < run_order(*b); }),
+                  &s);
   if (s.decoding()) {  // it was preempted, and all but its last token is still cached
     plan.items.push_back({.sequence = &s, .begin = s.computed, .rows = 1, .decode = true, .wants_token = true});
     plan.decode_tokens++;

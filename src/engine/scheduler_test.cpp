@@ -17,6 +17,7 @@ struct World {
   StepPlan plan;
   uint64_t next_handle = 1;
   std::vector<uint64_t> ended;
+  std::vector<std::unique_ptr<RequestState>> gone;  // of the last step: tests look at its plan
 
   World(int64_t blocks, SchedulerOptions options) : allocator(blocks), scheduler(allocator, kBlock, options) {}
 
@@ -37,6 +38,7 @@ struct World {
 
   // Runs one step; `accept` of each item's drafts are right. Returns the rows that ran.
   int64_t step(int accept = 0) {
+    gone.clear();
     scheduler.plan(plan);
     int64_t rows = 0;
     std::vector<RequestState*> done;
@@ -54,7 +56,7 @@ struct World {
     }
     for (RequestState* r : done) {
       ended.push_back(r->handle);
-      scheduler.remove(*r);
+      gone.push_back(scheduler.remove(*r));
     }
     scheduler.check_integrity();
     return rows;

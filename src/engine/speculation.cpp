@@ -11,7 +11,8 @@ void ngram_drafts(std::span<const int32_t> ids, int count, std::vector<int32_t>&
   int64_t first = std::max<int64_t>(0, n - window);
   int64_t pair = -1;  // the last place where only the two last tokens match
   for (int64_t end = n - 2; end >= first + 1; end--) {
-    if (ids[static_cast<size_t>(end)] != ids[static_cast<size_t>(n - 1)] || ids[static_cast<size_t>(end - 1)] != ids[static_cast<size_t>(n - 2)])
+    if (ids[static_cast<size_t>(end)] != ids[static_cast<size_t>(n - 1)] ||
+        ids[static_cast<size_t>(end - 1)] != ids[static_cast<size_t>(n - 2)])
       continue;
     if (end >= first + 2 && ids[static_cast<size_t>(end - 2)] == ids[static_cast<size_t>(n - 3)]) {
       pair = end;

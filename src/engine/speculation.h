@@ -29,8 +29,8 @@ class SpeculationController {
   bool drafting(int64_t sequences) const { return !adaptive_ || bucket(sequences).drafting; }
 
  private:
-  static constexpr int kTrial = 6;     // steps of one mode that are measured in a row; the first does not count
-  static constexpr int kStay = 200;    // steps with the better one before the other is tried again
+  static constexpr int kTrial = 6;   // steps of one mode that are measured in a row; the first does not count
+  static constexpr int kStay = 200;  // steps with the better one before the other is tried again
   static constexpr int kStayMax = 3200;
   struct Bucket {
     double rate[2] = {0, 0};  // tokens per second without and with drafts; 0: unknown

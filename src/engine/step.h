@@ -19,8 +19,8 @@ struct StepItem {
   Sequence* sequence = nullptr;
   int64_t begin = 0;
   int32_t rows = 0, drafts = 0;
-  bool decode = false;        // generated tokens (also when they are replayed after a preemption); false: prompt
-  bool wants_token = false;   // the rows end at the sequence's end: the next token is sampled
+  bool decode = false;         // generated tokens (also when they are replayed after a preemption); false: prompt
+  bool wants_token = false;    // the rows end at the sequence's end: the next token is sampled
   bool prompt_logits = false;  // logits of every row (prompt_logprobs)
 };
 
@@ -41,9 +41,9 @@ struct ItemResult {
   int accepted = 0;                 // drafts
   std::optional<FinishReason> end;  // the last token ends the answer
   int32_t stop_id = -1;
-  std::vector<int32_t> drafts;            // for the next step
+  std::vector<int32_t> drafts;             // for the next step
   std::vector<TokenInfo> prompt_logprobs;  // of the tokens behind rows [begin, begin + rows)
-  bool failed = false;  // logits that are not numbers
+  bool failed = false;                     // logits that are not numbers
 };
 
 struct StepResults {

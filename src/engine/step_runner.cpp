@@ -201,9 +201,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     for (int64_t row = 0; row < item.rows; row++) {
       int64_t next = item.begin + row + 1;
       int64_t token = next - known;  // >= 0: a token of this step
-      ids_.push_back(token < 0                  ? s.ids[static_cast<size_t>(next)]
-                     : token < r.token_count ? r.tokens[static_cast<size_t>(token)].id
-                                             : 0);
+      ids_.push_back(token < 0 ? s.ids[static_cast<size_t>(next)] : token < r.token_count ? r.tokens[static_cast<size_t>(token)].id : 0);
     }
     spans.push_back(std::span<const int32_t>(ids_).subspan(at));
     steps_[i].ids = spans.back();

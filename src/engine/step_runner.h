@@ -26,7 +26,8 @@ class ModelStepRunner : public StepRunner {
   void prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
   void pool_rows(const StepItem& item, const StepResult& out);
   Result<void> mtp_drafts(const StepPlan& plan, const StepResult& out, StepResults& results);
-  bool draft_from(const float* logits, Sequence& sequence, int64_t position, GrammarState& grammar, Worker& worker, std::vector<int32_t>& drafts);
+  bool draft_from(const float* logits, Sequence& sequence, int64_t position, GrammarState& grammar, Worker& worker,
+                  std::vector<int32_t>& drafts);
 
   Executor& executor_;
   const EngineOptions options_;

@@ -13,8 +13,8 @@ namespace dg {
 struct JsonEvent {
   enum class Kind { kNull, kBool, kUnsigned, kNegative, kFloat, kString, kKey, kBeginObject, kEndObject, kBeginArray, kEndArray };
   Kind kind;
-  uint64_t number = 0;            // kUnsigned
-  std::string* text = nullptr;    // kString, kKey: the listener may move it out; kFloat, kNegative: as written
+  uint64_t number = 0;          // kUnsigned
+  std::string* text = nullptr;  // kString, kKey: the listener may move it out; kFloat, kNegative: as written
 };
 
 // For messages: "the string \"x\"", "the number 1.5", "an object", ...

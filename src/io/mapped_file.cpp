@@ -104,9 +104,10 @@ Result<void> MappedFile::read_into(uint64_t offset, std::span<std::byte> out) co
     if (n == 0) {
       struct stat info;
       long long now = ::fstat(fd_, &info) == 0 ? static_cast<long long>(info.st_size) : -1;
-      return io_error(fmt::format("{}: bytes {}..{} are needed, but the file shrank from {} to {} bytes while it was read; "
-                                  "restore the file and start again",
-                                  path_, offset, offset + out.size(), size_, now));
+      return io_error(
+          fmt::format("{}: bytes {}..{} are needed, but the file shrank from {} to {} bytes while it was read; "
+                      "restore the file and start again",
+                      path_, offset, offset + out.size(), size_, now));
     }
     done += static_cast<size_t>(n);
   }

@@ -122,8 +122,9 @@ TEST(MappedFile, AFileThatShrinksIsAnErrorAndNoSignal) {
   EXPECT_TRUE(file->read_into(10'000, out).ok());
   auto read = file->read_into(20'000, out);
   ASSERT_FALSE(read.ok());
-  EXPECT_EQ(read.error().message, path + ": bytes 20000..70000 are needed, but the file shrank from 100000 to 60000 bytes while it was "
-                                         "read; restore the file and start again");
+  EXPECT_EQ(read.error().message, path +
+                                      ": bytes 20000..70000 are needed, but the file shrank from 100000 to 60000 bytes while it was "
+                                      "read; restore the file and start again");
   EXPECT_EQ(exit_code(read.error().kind), 2);
 }
 

@@ -56,7 +56,18 @@ class HeaderListener : public JsonListener {
 
  private:
   enum class State {
-    kDocument, kTop, kMetadataBegin, kMetadata, kMetadataValue, kTensorBegin, kTensor, kDtype, kShapeBegin, kShape, kOffsetsBegin, kOffsets
+    kDocument,
+    kTop,
+    kMetadataBegin,
+    kMetadata,
+    kMetadataValue,
+    kTensorBegin,
+    kTensor,
+    kDtype,
+    kShapeBegin,
+    kShape,
+    kOffsetsBegin,
+    kOffsets
   };
 
   bool go(State next) {
@@ -190,8 +201,8 @@ Result<void> place_tensors(std::vector<TensorInfo>& tensors, uint64_t data_begin
   const TensorInfo* previous = nullptr;
   for (TensorInfo& t : tensors) {
     if (t.offset < at)
-      return input_error(fmt::format("{}: tensors {} and {} overlap: the first ends at data byte {}, the second begins at {}",
-                                     origin, quote_text(previous->name), quote_text(t.name), at, t.offset));
+      return input_error(fmt::format("{}: tensors {} and {} overlap: the first ends at data byte {}, the second begins at {}", origin,
+                                     quote_text(previous->name), quote_text(t.name), at, t.offset));
     // The sum is the end that the header gave, so it does not wrap.
     if (t.offset + t.bytes > data_bytes)
       return input_error(fmt::format("{}: truncated: tensor {} needs bytes {}..{} of the file, it has {}; download it again", origin,

@@ -147,10 +147,8 @@ TEST(Safetensors, FindsWhatTheRangesDoNotCover) {
            std::string(b) + "}}";
   };
   EXPECT_EQ(fault(two("[4,8]", "[0,4]"), 8), "ok");
-  EXPECT_EQ(fault(two("[0,4]", "[3,7]"), 7),
-            "f: tensors \"a\" and \"b\" overlap: the first ends at data byte 4, the second begins at 3");
-  EXPECT_EQ(fault(two("[0,4]", "[0,4]"), 4),
-            "f: tensors \"a\" and \"b\" overlap: the first ends at data byte 4, the second begins at 0");
+  EXPECT_EQ(fault(two("[0,4]", "[3,7]"), 7), "f: tensors \"a\" and \"b\" overlap: the first ends at data byte 4, the second begins at 3");
+  EXPECT_EQ(fault(two("[0,4]", "[0,4]"), 4), "f: tensors \"a\" and \"b\" overlap: the first ends at data byte 4, the second begins at 0");
   EXPECT_EQ(fault(two("[0,4]", "[5,9]"), 9), "f: tensor \"b\" begins at data byte 5, expected 4: 1 bytes belong to no tensor");
   size_t begin = 8 + two("[0,4]", "[4,8]").size();
   auto at = [&](size_t byte) { return std::to_string(begin + byte); };
@@ -181,10 +179,9 @@ TEST(Safetensors, ChecksMetadata) {
 
 TEST(Safetensors, NeverReadsOutsideACutFile) {
   // Every prefix of a good file, copied so that the sanitizer sees a read behind it: all refused, none crashes.
-  std::string text = safetensors_text(
-      R"({"__metadata__":{"k":"v"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},)"
-      R"("b":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
-      5);
+  std::string text = safetensors_text(R"({"__metadata__":{"k":"v"},"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]},)"
+                                      R"("b":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
+                                      5);
   ASSERT_TRUE(parse_safetensors_header(as_bytes(text), text.size(), "f").ok());
   for (size_t n = 0; n < text.size(); n++) {
     std::vector<std::byte> cut(as_bytes(text).begin(), as_bytes(text).begin() + static_cast<ptrdiff_t>(n));

@@ -88,9 +88,10 @@ Result<void> check_tensors(const std::string& path, std::span<const TensorToWrit
                                      shape_text(t.shape), bytes ? std::to_string(*bytes) : "more than 2^63", t.data.size()));
     bool control = std::any_of(t.name.begin(), t.name.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; });
     if (t.name == "__metadata__" || t.name.size() > kMaxTensorNameBytes || control || t.shape.size() > kMaxTensorDims)
-      return input_error(fmt::format("{}: tensor {}: expected a name of at most {} bytes without control characters, other than "
-                                     "__metadata__, and at most {} dimensions",
-                                     path, quote_text(t.name), kMaxTensorNameBytes, kMaxTensorDims));
+      return input_error(
+          fmt::format("{}: tensor {}: expected a name of at most {} bytes without control characters, other than "
+                      "__metadata__, and at most {} dimensions",
+                      path, quote_text(t.name), kMaxTensorNameBytes, kMaxTensorDims));
     names.push_back(t.name);
   }
   std::sort(names.begin(), names.end());

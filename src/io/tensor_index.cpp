@@ -58,9 +58,10 @@ Result<std::vector<std::string>> list_safetensors(const std::string& directory) 
   if (error) return system_error(directory, "cannot be listed", error.value());
   std::vector<std::string>& files = model.empty() ? all : model;
   if (files.empty())
-    return input_error(fmt::format("{}: no weights: looked for {}, {} and *.safetensors; give a Hugging Face model directory or a "
-                                   ".safetensors file",
-                                   directory, kIndexName, kSingleName));
+    return input_error(
+        fmt::format("{}: no weights: looked for {}, {} and *.safetensors; give a Hugging Face model directory or a "
+                    ".safetensors file",
+                    directory, kIndexName, kSingleName));
   std::sort(files.begin(), files.end());
   std::string missing = find_missing_shard(files);
   if (!missing.empty())

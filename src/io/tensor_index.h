@@ -27,8 +27,8 @@ class TensorIndex {
   // An error is one line that begins with the path of the file at fault.
   static Result<TensorIndex> open(const std::string& path);
 
-  const TensorInfo* find(std::string_view name) const;                 // null when there is none
-  std::span<const TensorInfo> tensors() const { return tensors_; }     // sorted by (file, offset)
+  const TensorInfo* find(std::string_view name) const;              // null when there is none
+  std::span<const TensorInfo> tensors() const { return tensors_; }  // sorted by (file, offset)
 
   // The mapped bytes of a tensor of this index. Reading them faults if the file shrank: loading uses
   // file(info.file).read_into(info.offset, ...) instead.

@@ -137,22 +137,24 @@ TEST_F(Checkpoint, NamesAMissingShard) {
 
 TEST_F(Checkpoint, NamesAMissingTensor) {
   write_small(dir.file(kShard2), {"c"});
-  EXPECT_EQ(fault(dir.path()), dir.file(kShard2) + ": tensor \"d\" is missing: model.safetensors.index.json expects it in this file; "
-                                                   "download the file again");
+  EXPECT_EQ(fault(dir.path()), dir.file(kShard2) +
+                                   ": tensor \"d\" is missing: model.safetensors.index.json expects it in this file; "
+                                   "download the file again");
 }
 
 TEST_F(Checkpoint, NamesAnExtraTensor) {
   for (const char* extra : {"bb", "z"}) {
     write_small(dir.file(kShard2), {"c", "d", extra});
-    EXPECT_EQ(fault(dir.path()), dir.file(kShard2) + ": tensor \"" + extra + "\" is not listed in model.safetensors.index.json; "
-                                                     "the file and the index are of different checkpoints");
+    EXPECT_EQ(fault(dir.path()), dir.file(kShard2) + ": tensor \"" + extra +
+                                     "\" is not listed in model.safetensors.index.json; "
+                                     "the file and the index are of different checkpoints");
   }
 }
 
 TEST_F(Checkpoint, NamesATensorInTheWrongFile) {
   write_index({{"a", kShard1}, {"b", kShard2}, {"c", kShard2}, {"d", kShard2}});
-  EXPECT_EQ(fault(dir.path()), fmt::format("{}: weight_map: expected tensor \"b\" in \"{}\", found it in {}", dir.file(kIndex), kShard2,
-                                           dir.file(kShard1)));
+  EXPECT_EQ(fault(dir.path()),
+            fmt::format("{}: weight_map: expected tensor \"b\" in \"{}\", found it in {}", dir.file(kIndex), kShard2, dir.file(kShard1)));
 }
 
 TEST_F(Checkpoint, NamesATensorThatExistsTwice) {
@@ -207,8 +209,9 @@ TEST_F(Checkpoint, NamesFaultsOfTheIndex) {
 
 TEST(TensorIndex, NamesAPathWithoutWeights) {
   TestDirectory dir;
-  EXPECT_EQ(fault(dir.path()), dir.path() + ": no weights: looked for model.safetensors.index.json, model.safetensors and *.safetensors; "
-                                            "give a Hugging Face model directory or a .safetensors file");
+  EXPECT_EQ(fault(dir.path()), dir.path() +
+                                   ": no weights: looked for model.safetensors.index.json, model.safetensors and *.safetensors; "
+                                   "give a Hugging Face model directory or a .safetensors file");
   EXPECT_EQ(fault(dir.file("none")), dir.file("none") + ": cannot be opened: No such file or directory");
   std::filesystem::create_symlink("loop", dir.file("loop"));
   EXPECT_THAT(fault(dir.file("loop")), HasSubstr("the symbolic links form a loop"));
@@ -233,9 +236,12 @@ TEST(TensorIndex, OpensALargeCheckpointFast) {
   constexpr int kShards = 163, kTensors = 91'000;
   std::vector<std::vector<std::string>> names(kShards);
   for (int i = 0; i < kTensors; i++)
-    names[static_cast<size_t>(int64_t{i} * kShards / kTensors)].push_back(
-        fmt::format("model.layers.{}.mlp.experts.{}.{}_proj.weight{}", i / 1536, i / 6 % 256,
-                    i % 3 == 0 ? "gate" : i % 3 == 1 ? "up" : "down", i / 3 % 2 == 0 ? "" : "_scale_inv"));
+    names[static_cast<size_t>(int64_t{i} * kShards / kTensors)].push_back(fmt::format("model.layers.{}.mlp.experts.{}.{}_proj.weight{}",
+                                                                                      i / 1536, i / 6 % 256,
+                                                                                      i % 3 == 0   ? "gate"
+                                                                                      : i % 3 == 1 ? "up"
+                                                                                                   : "down",
+                                                                                      i / 3 % 2 == 0 ? "" : "_scale_inv"));
   std::string index = R"({"metadata": {"total_size": 364000}, "weight_map": {)";
   size_t header_bytes = 0;
   for (int s = 0; s < kShards; s++) {

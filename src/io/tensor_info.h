@@ -9,7 +9,7 @@
 namespace dg {
 
 struct TensorInfo {
-  std::string name;            // valid UTF-8 without control characters, so it can be printed
+  std::string name;  // valid UTF-8 without control characters, so it can be printed
   Dtype dtype = Dtype::kF32;
   std::vector<int64_t> shape;  // outermost first; empty for a scalar; the product with dtype_bytes fits 63 bits
   int file = 0;                // index into TensorIndex::file

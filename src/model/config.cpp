@@ -115,8 +115,7 @@ Result<RopeConfig> read_rope(Fields& top) {
   const char* key = top.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   if (!top.has(key)) return rope;
   const Json& object = top.json()[key];
-  if (!object.is_object())
-    return input_error(fmt::format("{}: {}: expected an object, found {}", top.where(), key, shown(object)));
+  if (!object.is_object()) return input_error(fmt::format("{}: {}: expected an object, found {}", top.where(), key, shown(object)));
   Fields f(object, top.where() + ": " + key);
   rope.theta = f.number("rope_theta", 1, 1e12, rope.theta);
   std::string type = f.text("rope_type", f.text("type", "default"));
@@ -132,7 +131,8 @@ Result<RopeConfig> read_rope(Fields& top) {
     rope.low_freq_factor = f.number("low_freq_factor", 1e-6, 1e6);
     rope.high_freq_factor = f.number("high_freq_factor", 1e-6, 1e6);
     if (rope.high_freq_factor <= rope.low_freq_factor)
-      f.fail(fmt::format("{}: high_freq_factor {} must be above low_freq_factor {}", f.where(), rope.high_freq_factor, rope.low_freq_factor));
+      f.fail(
+          fmt::format("{}: high_freq_factor {} must be above low_freq_factor {}", f.where(), rope.high_freq_factor, rope.low_freq_factor));
   }
   if (rope.type == RopeType::kYarn) {
     rope.beta_fast = f.number("beta_fast", 1e-6, 1e6, 32.0);
@@ -154,7 +154,8 @@ Result<ModelConfig> parse_model_config(const Json& json, const std::string& orig
   Fields f(json, origin);
   ModelConfig c;
   c.origin = origin;
-  if (!f.has("architectures") || !json["architectures"].is_array() || json["architectures"].empty() || !json["architectures"][0].is_string())
+  if (!f.has("architectures") || !json["architectures"].is_array() || json["architectures"].empty() ||
+      !json["architectures"][0].is_string())
     return input_error(fmt::format("{}: architectures: expected a list with one name such as [\"DeepseekV3ForCausalLM\"], found {}", origin,
                                    f.has("architectures") ? shown(json["architectures"]) : "nothing"));
   c.architecture = json["architectures"][0].get<std::string>();
@@ -175,7 +176,8 @@ Result<ModelConfig> parse_model_config(const Json& json, const std::string& orig
   c.mlp_bias = f.boolean("mlp_bias", false);
   std::string activation = f.text("hidden_act", "silu");
   if (activation != "silu") f.fail(fmt::format("{}: hidden_act: expected \"silu\", found \"{}\"", origin, activation));
-  if (f.boolean("use_sliding_window", false)) f.fail(fmt::format("{}: use_sliding_window: sliding-window attention is not supported", origin));
+  if (f.boolean("use_sliding_window", false))
+    f.fail(fmt::format("{}: use_sliding_window: sliding-window attention is not supported", origin));
   if (c.heads % c.kv_heads != 0)
     f.fail(fmt::format("{}: num_key_value_heads {} does not divide num_attention_heads {}", origin, c.kv_heads, c.heads));
 

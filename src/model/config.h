@@ -45,11 +45,9 @@ struct ModelConfig {
     float routed_scale = 1;
     std::string topk_method, scoring;
   } moe;
-  bool is_moe_layer(int64_t layer) const {
-    return moe.experts > 0 && layer >= moe.first_dense && layer % moe.layer_freq == 0;
-  }
+  bool is_moe_layer(int64_t layer) const { return moe.experts > 0 && layer >= moe.first_dense && layer % moe.layer_freq == 0; }
 
-  int64_t mtp_modules = 0;  // num_nextn_predict_layers
+  int64_t mtp_modules = 0;   // num_nextn_predict_layers
   std::string quant_method;  // "" or "fp8"
   std::optional<int64_t> bos;
   std::vector<int64_t> eos;

@@ -53,16 +53,20 @@ TEST(ModelConfig, ErrorsNameFieldExpectedAndFound) {
             "m/config.json: num_hidden_layers: expected an integer from 1 to 1000, found 1000000");
   EXPECT_EQ(message([](Json& j) { j.erase("vocab_size"); }), "m/config.json: vocab_size is missing");
   EXPECT_EQ(message([](Json& j) { j["hidden_act"] = "gelu"; }), "m/config.json: hidden_act: expected \"silu\", found \"gelu\"");
-  EXPECT_EQ(message([](Json& j) { j["num_key_value_heads"] = 3; }), "m/config.json: num_key_value_heads 3 does not divide num_attention_heads 128");
+  EXPECT_EQ(message([](Json& j) { j["num_key_value_heads"] = 3; }),
+            "m/config.json: num_key_value_heads 3 does not divide num_attention_heads 128");
   EXPECT_EQ(message([](Json& j) { j["rope_scaling"]["type"] = "su"; }),
             "m/config.json: rope_scaling: rope type \"su\" is not supported (default, linear, llama3, yarn)");
   EXPECT_EQ(message([](Json& j) { j["rope_scaling"] = 7; }), "m/config.json: rope_scaling: expected an object, found 7");
   EXPECT_EQ(message([](Json& j) { j["quantization_config"]["quant_method"] = "awq"; }),
             "m/config.json: quantization_config: quant_method: expected \"fp8\", found \"awq\"; use the bf16 or FP8 checkpoint");
-  EXPECT_EQ(message([](Json& j) { j["quantization_config"]["weight_block_size"] = {64, 64}; }),
+  EXPECT_EQ(message([](Json& j) {
+              j["quantization_config"]["weight_block_size"] = {64, 64};
+            }),
             "m/config.json: quantization_config: weight_block_size: expected [128,128], found [64,64]");
   EXPECT_EQ(message([](Json& j) { j["n_group"] = 7; }), "m/config.json: n_group 7 does not divide n_routed_experts 256");
-  EXPECT_EQ(message([](Json& j) { j["eos_token_id"] = "x"; }), "m/config.json: eos_token_id: expected a token id or a list of them, found \"x\"");
+  EXPECT_EQ(message([](Json& j) { j["eos_token_id"] = "x"; }),
+            "m/config.json: eos_token_id: expected a token id or a list of them, found \"x\"");
   EXPECT_EQ(message([](Json& j) { j["topk_group"] = 1, j["n_group"] = 64; }),
             "m/config.json: num_experts_per_tok 8 exceeds the 4 experts of topk_group 1 groups");
   EXPECT_EQ(message([](Json& j) { j["qk_rope_head_dim"] = 63; }), "m/config.json: qk_rope_head_dim: expected an even number, found 63");
@@ -99,7 +103,8 @@ TEST(Rope, YarnOfV3) {
 }
 
 TEST(Rope, Llama3) {
-  RopeConfig c{.type = RopeType::kLlama3, .theta = 5e5, .factor = 8, .low_freq_factor = 1, .high_freq_factor = 4, .original_max_position = 8192};
+  RopeConfig c{
+      .type = RopeType::kLlama3, .theta = 5e5, .factor = 8, .low_freq_factor = 1, .high_freq_factor = 4, .original_max_position = 8192};
   RopeTable t = make_rope_table(c, 128);
   expect_close(t.inv_freq[28], 3.211446e-3);
   expect_close(t.inv_freq[29], 2.166571e-3);

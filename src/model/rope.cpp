@@ -48,7 +48,8 @@ RopeTable make_rope_table(const RopeConfig& config, int64_t dim) {
       // reads it (their product is 1 there). DeepSeek's configs give mscale and mscale_all_dim instead.
       if (config.attention_factor) table.magnitude = static_cast<float>(*config.attention_factor);
       else if (config.mscale.value_or(0) != 0 && config.mscale_all_dim.value_or(0) != 0)
-        table.magnitude = static_cast<float>(yarn_mscale(config.factor, *config.mscale) / yarn_mscale(config.factor, *config.mscale_all_dim));
+        table.magnitude =
+            static_cast<float>(yarn_mscale(config.factor, *config.mscale) / yarn_mscale(config.factor, *config.mscale_all_dim));
       else table.magnitude = static_cast<float>(yarn_mscale(config.factor, 1) * config.attn_factor.value_or(1));
       break;
     }

@@ -10,9 +10,9 @@
 
 #include "base/progress.h"
 #include "model/weight_store_items.h"
+#include "quant/f32.h"
 #include "quant/formats.h"
 #include "quant/fp8_block.h"
-#include "quant/f32.h"
 
 namespace dg {
 namespace {
@@ -70,7 +70,8 @@ Result<void> WeightStore::run_task(const Task& task, std::vector<std::byte>& raw
   auto check_fp8 = [&](const std::byte* bytes) -> Result<void> {
     int64_t bad = find_e4m3_nan(reinterpret_cast<const uint8_t*>(bytes), static_cast<int64_t>(source_bytes));
     if (bad < 0) return {};
-    return input_error(fmt::format("{}: expected numbers, found NaN at [{}, {}]", where(*item.source), task.first + bad / item.in, bad % item.in));
+    return input_error(
+        fmt::format("{}: expected numbers, found NaN at [{}, {}]", where(*item.source), task.first + bad / item.in, bad % item.in));
   };
 
   if (item.format == item.source_format) {
@@ -93,12 +94,13 @@ Result<void> WeightStore::run_task(const Task& task, std::vector<std::byte>& raw
     int64_t columns = item.scale->shape[1], first_block = task.first / kFp8Block;
     int64_t blocks = (task.first + task.rows + kFp8Block - 1) / kFp8Block - first_block;
     scales.resize(static_cast<size_t>(blocks * columns));
-    DG_TRY(index_->file(item.scale->file).read_into(item.scale->offset + static_cast<uint64_t>(first_block * columns * 4),
-                                                    std::as_writable_bytes(std::span(scales))));
+    DG_TRY(
+        index_->file(item.scale->file)
+            .read_into(item.scale->offset + static_cast<uint64_t>(first_block * columns * 4), std::as_writable_bytes(std::span(scales))));
     int64_t bad = find_not_finite(scales.data(), blocks * columns);
     if (bad >= 0)
-      return input_error(fmt::format("{}: expected finite scales, found {} at block [{}, {}]", where(*item.scale), scales[static_cast<size_t>(bad)],
-                                     first_block + bad / columns, bad % columns));
+      return input_error(fmt::format("{}: expected finite scales, found {} at block [{}, {}]", where(*item.scale),
+                                     scales[static_cast<size_t>(bad)], first_block + bad / columns, bad % columns));
     source.scales = reinterpret_cast<const std::byte*>(scales.data());
   }
   // A task starts at a multiple of 128 rows, so row r of the buffer lies in the scale block r / 128 of the buffer.
@@ -106,7 +108,8 @@ Result<void> WeightStore::run_task(const Task& task, std::vector<std::byte>& raw
   if (!item.tensors.empty()) {
     int64_t bad = find_not_finite(floats.data(), item.in);
     if (bad >= 0)
-      return input_error(fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source), floats[static_cast<size_t>(bad)], bad));
+      return input_error(
+          fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source), floats[static_cast<size_t>(bad)], bad));
   }
   std::byte* scales_to = static_cast<std::byte*>(memory_->data()) + item.scale_offset;
   if (item.format->scale_type != ScaleType::kNone)
@@ -130,7 +133,9 @@ Result<void> WeightStore::load(const LoadOptions& options) {
     if (item.source) total += item.source->bytes;
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
-    auto key = [](const Task& t) { return t.item->source ? std::pair(t.item->source->file, t.item->source->offset) : std::pair(-1, uint64_t{0}); };
+    auto key = [](const Task& t) {
+      return t.item->source ? std::pair(t.item->source->file, t.item->source->offset) : std::pair(-1, uint64_t{0});
+    };
     return key(a) < key(b);
   });
 

@@ -69,7 +69,8 @@ void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64
   item.in = in;
   item.weights.push_back(to);
   item.source_format = assumed_;
-  bool quantised_class = weight_class != WeightClass::kEmbedding && weight_class != WeightClass::kHead && weight_class != WeightClass::kRouter;
+  bool quantised_class =
+      weight_class != WeightClass::kEmbedding && weight_class != WeightClass::kHead && weight_class != WeightClass::kRouter;
   if (!index_ && !quantised_class) item.source_format = &kBf16;
   if (index_) {
     item.source = index_->find(name);
@@ -82,20 +83,20 @@ void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64
                                           shape_text(item.source->shape))));
     item.source_format = published_format(item.source->dtype);
     if (!item.source_format)
-      return fail(input_error(fmt::format("{}: expected dtype F32, F16, BF16 or F8_E4M3, found {}", where(*item.source),
-                                          dtype_name(item.source->dtype))));
+      return fail(input_error(
+          fmt::format("{}: expected dtype F32, F16, BF16 or F8_E4M3, found {}", where(*item.source), dtype_name(item.source->dtype))));
     if (item.source->dtype == Dtype::kF8E4m3) {
       std::string scale_name = name + "_scale_inv";
       item.scale = index_->find(scale_name);
       std::vector<int64_t> expected{kFp8BlockFormat.scale_row_count(out), kFp8BlockFormat.scale_col_count(in)};
       if (!item.scale)
-        return fail(input_error(fmt::format("{}: dtype F8_E4M3 needs tensor {} of shape {}, which is missing", where(*item.source), scale_name,
-                                            shape_text(expected))));
+        return fail(input_error(fmt::format("{}: dtype F8_E4M3 needs tensor {} of shape {}, which is missing", where(*item.source),
+                                            scale_name, shape_text(expected))));
       if (item.scale->dtype != Dtype::kF32)
         return fail(input_error(fmt::format("{}: expected dtype F32, found {}", where(*item.scale), dtype_name(item.scale->dtype))));
       if (item.scale->shape != expected)
-        return fail(input_error(fmt::format("{}: expected shape {} (128 x 128 blocks of {}), found {}", where(*item.scale), shape_text(expected),
-                                            shape_text({out, in}), shape_text(item.scale->shape))));
+        return fail(input_error(fmt::format("{}: expected shape {} (128 x 128 blocks of {}), found {}", where(*item.scale),
+                                            shape_text(expected), shape_text({out, in}), shape_text(item.scale->shape))));
     }
   }
   item.format = item.source_format;
@@ -126,13 +127,15 @@ void WeightStore::vector(Tensor* to, const std::string& name, int64_t size) {
   if (index_) {
     item.source = index_->find(name);
     if (!item.source)
-      return fail(input_error(fmt::format("{}: tensor {} is missing: expected shape {}", index_->file(0).path(), name, shape_text({size}))));
+      return fail(
+          input_error(fmt::format("{}: tensor {} is missing: expected shape {}", index_->file(0).path(), name, shape_text({size}))));
     if (item.source->shape != std::vector<int64_t>{size})
       return fail(input_error(fmt::format("{}: expected shape {} from config.json, found {}", where(*item.source), shape_text({size}),
                                           shape_text(item.source->shape))));
     item.source_format = published_format(item.source->dtype);
     if (!item.source_format || item.source_format == &kFp8BlockFormat)
-      return fail(input_error(fmt::format("{}: expected dtype F32, F16 or BF16, found {}", where(*item.source), dtype_name(item.source->dtype))));
+      return fail(
+          input_error(fmt::format("{}: expected dtype F32, F16 or BF16, found {}", where(*item.source), dtype_name(item.source->dtype))));
   }
   item.data_offset = bytes_;
   bytes_ += aligned(size * 4);
@@ -178,8 +181,8 @@ Result<void> WeightStore::status() const {
     count++;
   }
   if (!extra) return {};
-  return input_error(fmt::format("{}: {} {} does not belong to this architecture{}", index_->file(extra->file).path(), "unexpected tensor", extra->name,
-                                 count > 1 ? fmt::format(" ({} more like it)", count - 1) : std::string()));
+  return input_error(fmt::format("{}: {} {} does not belong to this architecture{}", index_->file(extra->file).path(), "unexpected tensor",
+                                 extra->name, count > 1 ? fmt::format(" ({} more like it)", count - 1) : std::string()));
 }
 
 std::vector<WeightStore::Declared> WeightStore::declared() const {
@@ -199,7 +202,8 @@ void WeightStore::bind() {
   auto* base = static_cast<std::byte*>(memory_->data());
   for (Item& item : items_) {
     for (Weight* w : item.weights)
-      *w = {item.format, base + item.data_offset, item.format->scale_type == ScaleType::kNone ? nullptr : base + item.scale_offset, item.out, item.in};
+      *w = {item.format, base + item.data_offset, item.format->scale_type == ScaleType::kNone ? nullptr : base + item.scale_offset,
+            item.out, item.in};
     for (Tensor* t : item.tensors) *t = Tensor::of(base + item.data_offset, Dtype::kF32, {item.in});
   }
 }

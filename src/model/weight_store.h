@@ -46,10 +46,10 @@ class WeightStore {
 
   // --- declare; the first problem is kept for status() ---
   void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class);
-  void vector(Tensor* to, const std::string& name, int64_t size);          // kept in f32
-  void constant(Tensor* to, std::vector<float> values);                    // e.g. rotary frequencies
-  bool has(const std::string& name) const;                                 // in the checkpoint (true when planning)
-  void ignore(const std::string& name) { ignored_.insert(name); }          // present but not needed
+  void vector(Tensor* to, const std::string& name, int64_t size);  // kept in f32
+  void constant(Tensor* to, std::vector<float> values);            // e.g. rotary frequencies
+  bool has(const std::string& name) const;                         // in the checkpoint (true when planning)
+  void ignore(const std::string& name) { ignored_.insert(name); }  // present but not needed
   void ignore_prefix(const std::string& prefix) { ignored_prefixes_.push_back(prefix); }
   void fail(Error error);
   // First declaration error, or a tensor of the checkpoint that nothing declared.

@@ -71,7 +71,9 @@ class WeightStoreTest : public ::testing::Test {
     return message.substr(std::min(message.size(), directory_.size() + 20));
   }
 
-  float fp8_value(int r, int c) const { return e4m3_to_float(fp8_[static_cast<size_t>(r * 200 + c)]) * scales_[static_cast<size_t>(r / 128 * 2 + c / 128)]; }
+  float fp8_value(int r, int c) const {
+    return e4m3_to_float(fp8_[static_cast<size_t>(r * 200 + c)]) * scales_[static_cast<size_t>(r / 128 * 2 + c / 128)];
+  }
 
   std::string directory_;
   MemoryBackend backend_;
@@ -171,7 +173,8 @@ TEST_F(WeightStoreTest, NanScalesAreFoundOnTheConvertingPathToo) {
   scales_[5] = INFINITY;
   auto l = load(tensors(), {.float32 = true});
   ASSERT_FALSE(l->result.ok());
-  EXPECT_NE(l->result.error().message.find("tensor b.weight_scale_inv: expected finite scales, found inf at block [2, 1]"), std::string::npos);
+  EXPECT_NE(l->result.error().message.find("tensor b.weight_scale_inv: expected finite scales, found inf at block [2, 1]"),
+            std::string::npos);
 }
 
 TEST_F(WeightStoreTest, AFileThatShrinksWhileLoadingIsAnError) {

@@ -18,8 +18,11 @@ StepCost dry_run_step(Model& model, const StepShape& shape, Dtype kv_dtype) {
   for (int64_t i = 0; i < shape.sequences; i++) {
     int64_t begin = shape.tokens * i / shape.sequences, end = shape.tokens * (i + 1) / shape.sequences;
     if (end == begin) continue;
-    slices.push_back({.q_begin = static_cast<int>(begin), .q_len = static_cast<int>(end - begin),
-                      .kv_len = static_cast<int>(std::max(shape.kv_len, end - begin)), .blocks = blocks.data(), .decode = shape.decode});
+    slices.push_back({.q_begin = static_cast<int>(begin),
+                      .q_len = static_cast<int>(end - begin),
+                      .kv_len = static_cast<int>(std::max(shape.kv_len, end - begin)),
+                      .blocks = blocks.data(),
+                      .decode = shape.decode});
   }
   auto indices = [&](int64_t n) { return Tensor::of(reinterpret_cast<void*>(uintptr_t{1} << 43), Dtype::kI32, {n}); };
   Batch batch{indices(shape.tokens), indices(shape.tokens), indices(shape.tokens), slices, indices(shape.logit_rows)};

@@ -9,12 +9,12 @@
 namespace dg {
 
 struct StepShape {
-  int64_t tokens = 512;    // rows of the step
-  int64_t sequences = 1;   // they are split over this many sequences
-  int64_t kv_len = 512;    // context of each sequence after the step
+  int64_t tokens = 512;   // rows of the step
+  int64_t sequences = 1;  // they are split over this many sequences
+  int64_t kv_len = 512;   // context of each sequence after the step
   int64_t logit_rows = 1;
-  bool decode = false;     // generation rows (absorbed MLA) instead of prefill
-  bool mtp = false;        // also run the MTP module behind it
+  bool decode = false;  // generation rows (absorbed MLA) instead of prefill
+  bool mtp = false;     // also run the MTP module behind it
 };
 
 struct StepCost {

@@ -57,15 +57,13 @@ static inline uint16_t float_to_f16(float f) {
 }
 
 // E4M3 (float8_e4m3fn): max 448, no infinity. The NaN codes 0x7f / 0xff decode to +-480 here: the loader refuses them.
-static inline float e4m3_to_float(uint8_t v) {
-  return small_float_decode(v & 0x7fu, static_cast<uint32_t>(v & 0x80u) << 24, 3, 7);
-}
+static inline float e4m3_to_float(uint8_t v) { return small_float_decode(v & 0x7fu, static_cast<uint32_t>(v & 0x80u) << 24, 3, 7); }
 static inline uint8_t float_to_e4m3(float f) {  // saturates at 448; NaN -> 0x7f
   uint32_t bits = float_to_bits(f), sign = (bits >> 24) & 0x80u, a = bits & 0x7fffffffu;
   if (a > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
   if (a >= 0x43e80000u) return static_cast<uint8_t>(sign | 0x7eu);  // from 464 up: 448
-  if (a < 0x3c800000u) {  // below 2^-6: subnormal step 2^-9
-    float r = bits_to_float(a) + 16384.0f;  // ulp of 2^14 is 2^-9
+  if (a < 0x3c800000u) {                                            // below 2^-6: subnormal step 2^-9
+    float r = bits_to_float(a) + 16384.0f;                          // ulp of 2^14 is 2^-9
     return static_cast<uint8_t>(sign | (float_to_bits(r) - 0x46800000u));
   }
   uint32_t odd = (a >> 20) & 1u;

@@ -59,7 +59,9 @@ TEST(Convert, F16RoundTripsEveryCode) {
       continue;
     }
     int e = code >> 10 & 31, m = code & 1023;
-    float v = e == 31 ? INFINITY : e == 0 ? std::ldexp(static_cast<float>(m), -24) : std::ldexp(1.0f + static_cast<float>(m) / 1024.0f, e - 15);
+    float v = e == 31  ? INFINITY
+              : e == 0 ? std::ldexp(static_cast<float>(m), -24)
+                       : std::ldexp(1.0f + static_cast<float>(m) / 1024.0f, e - 15);
     EXPECT_EQ(f, code & 0x8000 ? -v : v) << code;
     EXPECT_EQ(float_to_f16(f), half) << code;
   }

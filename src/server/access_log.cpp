@@ -22,8 +22,8 @@ std::string rfc3339(std::chrono::system_clock::time_point time) {
   const std::time_t seconds = static_cast<std::time_t>(ms / 1000);
   std::tm parts{};
   gmtime_r(&seconds, &parts);
-  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday,
-                     parts.tm_hour, parts.tm_min, parts.tm_sec, ms % 1000);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", parts.tm_year + 1900, parts.tm_mon + 1, parts.tm_mday, parts.tm_hour,
+                     parts.tm_min, parts.tm_sec, ms % 1000);
 }
 
 double rounded_ms(double seconds) { return std::round(seconds * 1e6) / 1e3; }
@@ -64,8 +64,8 @@ std::string access_line(const AccessRecord& record) {
 Result<std::unique_ptr<AccessLog>> AccessLog::open(const std::string& path, size_t max_queued) {
   const int fd = open_file(path);
   if (fd < 0) {
-    return io_error(fmt::format("--access-log {}: cannot open for writing: {}; give a file in a writable folder, or '-'", path,
-                                std::strerror(errno)));
+    return io_error(
+        fmt::format("--access-log {}: cannot open for writing: {}; give a file in a writable folder, or '-'", path, std::strerror(errno)));
   }
   return std::unique_ptr<AccessLog>(new AccessLog(path, fd, max_queued));
 }

@@ -26,17 +26,23 @@ TEST(AccessLog, WritesOneLinePerRequest) {
   HttpServerOptions options;
   options.listen.port = 0;
   options.access_log = folder.file("log");
-  auto server = HttpServer::start(options, {
-      route("POST", "/v1/completions", [](auto responder, auto) {
-        responder->set_access_fields({.model = "m", .prompt_tokens = 3, .cached_tokens = 1, .generated_tokens = 2, .finish = "stop"});
-        responder->begin_stream(200, "text/event-stream", {});
-        responder->send("data: x\n\n");
-        responder->finish();
-      }),
-      route("GET", "/hold", [](auto responder, auto) {
-        responder->on_close([responder] {});  // kept until the client goes
-      }),
-  }, nullptr);
+  auto server =
+      HttpServer::start(options,
+                        {
+                            route("POST", "/v1/completions",
+                                  [](auto responder, auto) {
+                                    responder->set_access_fields(
+                                        {.model = "m", .prompt_tokens = 3, .cached_tokens = 1, .generated_tokens = 2, .finish = "stop"});
+                                    responder->begin_stream(200, "text/event-stream", {});
+                                    responder->send("data: x\n\n");
+                                    responder->finish();
+                                  }),
+                            route("GET", "/hold",
+                                  [](auto responder, auto) {
+                                    responder->on_close([responder] {});  // kept until the client goes
+                                  }),
+                        },
+                        nullptr);
   ASSERT_TRUE(server.ok());
   TestClient c((*server)->port());
   const std::string trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
@@ -70,7 +76,9 @@ TEST(AccessLog, WritesOneLinePerRequest) {
   EXPECT_EQ(time[19], '.');
   EXPECT_EQ(time[23], 'Z');
   EXPECT_EQ(log[1]["status"], 404);
-  EXPECT_EQ(log[1]["path"], "/a\xEF\xBF\xBD" "b\"");  // bytes that are no UTF-8 are replaced
+  EXPECT_EQ(log[1]["path"],
+            "/a\xEF\xBF\xBD"
+            "b\"");  // bytes that are no UTF-8 are replaced
   EXPECT_EQ(log[2]["status"], 0);
   EXPECT_EQ(log[2]["client_closed"], true);
 }

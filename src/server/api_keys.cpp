@@ -84,8 +84,8 @@ Result<std::string> read_key_file(const std::string& path) {
     return input_error(fmt::format("key file {}: expected a regular file; give a file with one key per line", path));
   }
   if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-    return input_error(fmt::format("key file {}: mode {:04o} lets other users change it; run 'chmod 600 {}'", path,
-                                   info.st_mode & 07777u, path));
+    return input_error(
+        fmt::format("key file {}: mode {:04o} lets other users change it; run 'chmod 600 {}'", path, info.st_mode & 07777u, path));
   }
   if ((info.st_mode & S_IROTH) != 0) {
     log_warning(fmt::format("key file {}: mode {:04o} lets every user read it; run 'chmod 600 {}'", path, info.st_mode & 07777u, path));

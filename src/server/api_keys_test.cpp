@@ -92,8 +92,9 @@ TEST_F(ApiKeysTest, TakesPlainKeys) {
 TEST_F(ApiKeysTest, NamesFileAndLineOfErrors) {
   const std::string salt(32, 'a'), hash(64, 'b'), good = "alice user - " + salt + " " + hash;
   EXPECT_EQ(error(good), "no error");
-  EXPECT_EQ(error(good + "\n" + good), "key file " + path() + " line 2: name: expected each name once, found 'alice'; "
-                                       "make lines with 'dougong keys new NAME'");
+  EXPECT_EQ(error(good + "\n" + good), "key file " + path() +
+                                           " line 2: name: expected each name once, found 'alice'; "
+                                           "make lines with 'dougong keys new NAME'");
   EXPECT_NE(error("\nalice boss - " + salt + " " + hash).find("line 2: role: expected user or admin, found 'boss'"), std::string::npos);
   EXPECT_NE(error("alice user -").find("line 1: fields: expected 5"), std::string::npos);
   EXPECT_NE(error("al/ice user - " + salt + " " + hash).find("line 1: name"), std::string::npos);

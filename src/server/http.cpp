@@ -13,8 +13,7 @@ std::string_view HttpRequest::header(std::string_view lower_name) const {
   return {};
 }
 
-HttpResponse error_response(int status, std::string_view message, std::string_view type, std::string_view param,
-                            std::string_view code) {
+HttpResponse error_response(int status, std::string_view message, std::string_view type, std::string_view param, std::string_view code) {
   Json error = {{"message", message}, {"type", type}, {"param", nullptr}, {"code", nullptr}};
   if (!param.empty()) error["param"] = param;
   if (!code.empty()) error["code"] = code;

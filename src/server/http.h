@@ -23,11 +23,11 @@ struct HttpRequest {
   std::string method, path, query;                           // path without the query, percent-decoded
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;
-  std::string peer;          // "127.0.0.1:1234", "unix"
-  std::string id;            // x-request-id of the client when it is sane, else made: "req-<hex>"
-  std::string traceparent;   // W3C, validated; "" when absent or malformed
-  std::string tenant = "";   // of the API key; "" without keys
-  std::string key_name;      // label of the API key
+  std::string peer;         // "127.0.0.1:1234", "unix"
+  std::string id;           // x-request-id of the client when it is sane, else made: "req-<hex>"
+  std::string traceparent;  // W3C, validated; "" when absent or malformed
+  std::string tenant = "";  // of the API key; "" without keys
+  std::string key_name;     // label of the API key
   Role role = Role::kOpen;
   std::chrono::steady_clock::time_point received;
   std::string_view header(std::string_view lower_name) const;  // "" when absent

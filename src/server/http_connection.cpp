@@ -56,7 +56,8 @@ Connection::Connection(std::shared_ptr<HttpShared> shared, std::shared_ptr<IoThr
 Connection::~Connection() = default;
 
 void Connection::start() {
-  asio::co_spawn(thread_->context(), [self = shared_from_this()] { return self->run(); }, asio::detached);
+  asio::co_spawn(
+      thread_->context(), [self = shared_from_this()] { return self->run(); }, asio::detached);
 }
 
 void Connection::signal() {
@@ -94,9 +95,9 @@ asio::awaitable<void> Connection::serve() {
   if (over_limit_) {
     close_after_ = true;
     record_.request_id = make_request_id();
-    put_response(overloaded(fmt::format("the server has its {} connections; try again later or raise --max-connections",
-                                        shared_->options.max_connections),
-                            "too_many_connections"));
+    put_response(overloaded(
+        fmt::format("the server has its {} connections; try again later or raise --max-connections", shared_->options.max_connections),
+        "too_many_connections"));
     const bool sent = co_await flush();
     if (sent) co_await linger();
     co_return;
@@ -124,14 +125,14 @@ asio::awaitable<bool> Connection::handshake() {
 }
 
 asio::awaitable<bool> Connection::serve_request() {
-  std::optional<RequestParser> parser(std::in_place,
-                                      ParserLimits{shared_->options.max_header_bytes, shared_->options.max_body_bytes});
+  std::optional<RequestParser> parser(std::in_place, ParserLimits{shared_->options.max_header_bytes, shared_->options.max_body_bytes});
   ReadResult read = co_await read_head(*parser);
   if (read == ReadResult::kClosed) co_return false;
   begin_request(*parser);
   if (read == ReadResult::kTimeout) {
     const bool kept = co_await refuse(error_response(408, "the request's headers did not arrive in time; send them at once",
-                                                     "invalid_request_error", "", "request_timeout"), true);
+                                                     "invalid_request_error", "", "request_timeout"),
+                                      true);
     co_return kept;
   }
   if (parser->state() == RequestParser::State::kFailed) {
@@ -150,8 +151,8 @@ asio::awaitable<bool> Connection::serve_request() {
   const bool wants_continue = !http_1_0_ && equal_ignoring_case(expect, "100-continue");
   if (!expect.empty() && !wants_continue && !http_1_0_) {
     route = nullptr;
-    refusal = error_response(417, fmt::format("Expect: only '100-continue' is known, found '{}'", expect.substr(0, 80)),
-                             "invalid_request_error");
+    refusal =
+        error_response(417, fmt::format("Expect: only '100-continue' is known, found '{}'", expect.substr(0, 80)), "invalid_request_error");
   }
   if (route == nullptr) {
     bool close = false;
@@ -179,13 +180,13 @@ asio::awaitable<bool> Connection::serve_request() {
     record_.bytes_in = parser->received_bytes();
     if (read == ReadResult::kClosed) co_return false;
     if (read == ReadResult::kOverload) {
-      const bool kept = co_await refuse(overloaded("the bodies of the requests in progress take too much memory; try again later",
-                                                   "overloaded"), true);
+      const bool kept =
+          co_await refuse(overloaded("the bodies of the requests in progress take too much memory; try again later", "overloaded"), true);
       co_return kept;
     }
     if (read == ReadResult::kTimeout || parser->state() == RequestParser::State::kFailed) {
-      HttpResponse late = error_response(408, "the request's body did not arrive in time; send it faster", "invalid_request_error", "",
-                                         "request_timeout");
+      HttpResponse late =
+          error_response(408, "the request's body did not arrive in time; send it faster", "invalid_request_error", "", "request_timeout");
       if (read != ReadResult::kTimeout) late = error_response(parser->failure().status, parser->failure().message, "invalid_request_error");
       const bool kept = co_await refuse(std::move(late), true);
       co_return kept;
@@ -196,7 +197,8 @@ asio::awaitable<bool> Connection::serve_request() {
   if (!dispatch(*route, std::move(taken))) {
     const bool kept = co_await refuse(
         overloaded(fmt::format("{} requests wait already for a worker; try again later", shared_->options.max_queued_requests),
-                   "overloaded"), false);
+                   "overloaded"),
+        false);
     co_return kept;
   }
   const bool answered = co_await answer();
@@ -245,8 +247,8 @@ asio::awaitable<Connection::ReadResult> Connection::read_body(RequestParser& par
     if (!account_body(parser.request().body.size())) co_return ReadResult::kOverload;
     if (parser.state() != RequestParser::State::kBody) co_return ReadResult::kReady;
     const int64_t received = static_cast<int64_t>(parser.received_bytes()) - head_bytes;
-    const Clock::time_point deadline = begin + shared_->options.body_timeout +
-                                       std::chrono::milliseconds(received * 1000 / kMinBodyBytesPerSecond);
+    const Clock::time_point deadline =
+        begin + shared_->options.body_timeout + std::chrono::milliseconds(received * 1000 / kMinBodyBytesPerSecond);
     const IoStatus status = read_input(SIZE_MAX);
     if (status == IoStatus::kClosed) co_return ReadResult::kClosed;
     if (status != IoStatus::kDone) {

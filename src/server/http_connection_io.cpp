@@ -155,8 +155,8 @@ asio::awaitable<bool> Connection::answer() {
     const bool woken = co_await wait(deadline);
     if (blocked && Clock::now() >= deadline && write_output() != IoStatus::kDone && answer_.last_output < deadline) {
       shared_->stats.slow_closed.fetch_add(1);
-      log_warning(fmt::format("request {}: closed, its client took nothing for {} ms", record_.request_id,
-                              options.slow_client_timeout.count()));
+      log_warning(
+          fmt::format("request {}: closed, its client took nothing for {} ms", record_.request_id, options.slow_client_timeout.count()));
       co_return false;
     }
     if (beats && !woken && exchange_->pending_bytes() == 0) put_stream_bytes(": ping\n\n");

@@ -62,7 +62,7 @@ Result<ListenSocket> ListenSocket::open_tcp(const ListenAddress& address, const 
   const int on = 1, off = 0;
   ::setsockopt(socket.fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   if (found->ai_family == AF_INET6) ::setsockopt(socket.fd_, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);  // :: takes IPv4 too
-  ::setsockopt(socket.fd_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // accepted sockets inherit it
+  ::setsockopt(socket.fd_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);                                       // accepted sockets inherit it
   if (::bind(socket.fd_, found->ai_addr, found->ai_addrlen) != 0 || ::listen(socket.fd_, kBacklog) != 0) {
     return listen_error(shown, errno);
   }
@@ -106,8 +106,8 @@ Result<ListenSocket> ListenSocket::open_unix(const std::string& path) {
   ListenSocket socket;
   socket.fd_ = ::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (socket.fd_ < 0 || ::bind(socket.fd_, reinterpret_cast<sockaddr*>(&name), sizeof name) != 0) {
-    return io_error(fmt::format("--uds {}: cannot bind: {}; choose a path in a folder that exists and is writable", path,
-                                std::strerror(errno)));
+    return io_error(
+        fmt::format("--uds {}: cannot bind: {}; choose a path in a folder that exists and is writable", path, std::strerror(errno)));
   }
   socket.unix_path_ = path;
   if (::lstat(path.c_str(), &info) == 0) {

@@ -97,8 +97,7 @@ struct RequestParser::Impl {
   }
   void fail(const BeastError& error) {
     if (error == beast_http::error::body_limit) {
-      return fail(413, fmt::format("the request body is larger than {} bytes; send less or raise --max-body-bytes",
-                                   limits.max_body_bytes));
+      return fail(413, fmt::format("the request body is larger than {} bytes; send less or raise --max-body-bytes", limits.max_body_bytes));
     }
     if (error == beast_http::error::header_limit) return header_too_large();
     if (error == beast_http::error::bad_version) {
@@ -107,8 +106,7 @@ struct RequestParser::Impl {
     fail(400, fmt::format("the request is no valid HTTP/1.1: {}", error.message()));
   }
   void header_too_large() {
-    fail(431, fmt::format("the request line and headers are larger than {} bytes; send fewer or shorter headers",
-                          limits.max_header_bytes));
+    fail(431, fmt::format("the request line and headers are larger than {} bytes; send fewer or shorter headers", limits.max_header_bytes));
   }
   void head_complete();
 };

@@ -73,8 +73,7 @@ const Route* Router::find(const HttpRequest& request, HttpResponse& refusal) con
       refusal.headers.emplace_back("Access-Control-Max-Age", "86400");
     }
   } else if (!allowed.empty()) {
-    refusal = error_response(405,
-                             fmt::format("method {} is not allowed for {}; use {}", shown(request.method), request.path, allowed),
+    refusal = error_response(405, fmt::format("method {} is not allowed for {}; use {}", shown(request.method), request.path, allowed),
                              "invalid_request_error", "", "method_not_allowed");
     refusal.headers.emplace_back("Allow", allowed);
   } else {

@@ -17,9 +17,11 @@ namespace {
 using namespace testing_http;
 
 void echo(std::shared_ptr<HttpResponder> responder, HttpRequest request) {
-  Json body = {{"method", request.method}, {"path", request.path},     {"query", request.query}, {"body", request.body},
-               {"peer", request.peer},     {"id", request.id},         {"trace", request.traceparent}, {"tenant", request.tenant},
-               {"key", request.key_name},  {"x", std::string(request.header("x-test"))}};
+  Json body = {{"method", request.method},     {"path", request.path},
+               {"query", request.query},       {"body", request.body},
+               {"peer", request.peer},         {"id", request.id},
+               {"trace", request.traceparent}, {"tenant", request.tenant},
+               {"key", request.key_name},      {"x", std::string(request.header("x-test"))}};
   responder->respond({.body = body.dump()});
 }
 
@@ -31,9 +33,10 @@ std::vector<Route> basic_routes() {
       route("POST", "/admin/drain", echo, Role::kAdmin),
       route("GET", "/throws", [](auto, auto) { throw std::runtime_error("broken pipe organ"); }),
       route("GET", "/drops", [](auto, auto) {}),
-      route("GET", "/injects", [](auto responder, auto) {
-        responder->respond({.headers = {{"x-bad", "a\r\nSet-Cookie: b"}, {"x-good", "1"}}});
-      }),
+      route("GET", "/injects",
+            [](auto responder, auto) {
+              responder->respond({.headers = {{"x-bad", "a\r\nSet-Cookie: b"}, {"x-good", "1"}}});
+            }),
   };
 }
 
@@ -92,8 +95,9 @@ TEST_F(HttpServerTest, AnswersPipelinedRequestsInOrder) {
 TEST_F(HttpServerTest, ReadsRequestSentByteByByte) {
   serve();
   TestClient c = client();
-  const std::string text = "\r\nPOST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-                           "5;ext=1\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: t\r\n\r\n";
+  const std::string text =
+      "\r\nPOST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "5;ext=1\r\nhello\r\n6\r\n world\r\n0\r\nTrailer: t\r\n\r\n";
   for (char byte : text) {
     ASSERT_TRUE(c.send({&byte, 1}));
     std::this_thread::sleep_for(100us);  // so that the server sees them one by one
@@ -109,8 +113,7 @@ TEST_F(HttpServerTest, RefusesUnknownRoutesMethodsAndKeepsConnection) {
   TestClient c = client();
   TestResponse missing = c.post("/v1/chat/completion", "{}");
   EXPECT_EQ(missing.status, 404);
-  EXPECT_EQ(error_field(missing, "message"),
-            "there is no route POST /v1/chat/completion; the nearest is POST /v1/chat/completions");
+  EXPECT_EQ(error_field(missing, "message"), "there is no route POST /v1/chat/completion; the nearest is POST /v1/chat/completions");
   EXPECT_EQ(error_field(missing, "type"), "invalid_request_error");
   EXPECT_NE(error_field(c.get("/chat/completions"), "message").find("POST /v1/chat/completions"), std::string::npos);
   TestResponse method = c.get("/v1/chat/completions");
@@ -133,8 +136,9 @@ TEST_F(HttpServerTest, AnswersHead) {
 TEST_F(HttpServerTest, AnswersCors) {
   serve({.allowed_origins = {"https://chat.example"}});
   TestClient c = client();
-  c.send("OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: https://chat.example\r\n"
-         "Access-Control-Request-Headers: authorization,x-y\r\n\r\n");
+  c.send(
+      "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: x\r\nOrigin: https://chat.example\r\n"
+      "Access-Control-Request-Headers: authorization,x-y\r\n\r\n");
   TestResponse preflight = c.read_response();
   EXPECT_EQ(preflight.status, 204);
   EXPECT_EQ(preflight.headers["access-control-allow-origin"], "https://chat.example");
@@ -258,9 +262,9 @@ TEST_F(HttpServerTest, LimitsBodiesInProgress) {
   std::mutex mutex;
   std::vector<std::shared_ptr<HttpResponder>> held;
   serve({.max_body_bytes = 1000}, {route("POST", "/hold", [&](auto responder, auto) {
-    std::lock_guard lock(mutex);
-    held.push_back(std::move(responder));
-  })});
+          std::lock_guard lock(mutex);
+          held.push_back(std::move(responder));
+        })});
   const std::string request = "POST /hold HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + std::string(1000, 'a');
   auto count = [&] {
     std::lock_guard lock(mutex);

@@ -22,8 +22,7 @@ constexpr size_t kMaxPemBytes = 4 << 20;
 // Never ask for a passphrase on the terminal: a server would hang.
 int no_passphrase(char*, int, int, void*) { return 0; }
 
-int choose_http_1_1(SSL*, const unsigned char** out, unsigned char* out_length, const unsigned char* in, unsigned in_length,
-                    void*) {
+int choose_http_1_1(SSL*, const unsigned char** out, unsigned char* out_length, const unsigned char* in, unsigned in_length, void*) {
   static constexpr unsigned char kHttp[] = "\x08http/1.1";
   unsigned char* chosen = nullptr;
   if (SSL_select_next_proto(&chosen, out_length, kHttp, sizeof kHttp - 1, in, in_length) != OPENSSL_NPN_NEGOTIATED) {
@@ -44,10 +43,10 @@ Result<void> check_pem(const std::string& path, std::string_view option, std::st
   Result<std::string> text = read_file(path, kMaxPemBytes);
   if (!text.ok()) return input_error(fmt::format("{}: {}", option, text.error().message));
   if (text->find(marker) == std::string::npos) {
-    const char* found = text->empty()                                             ? "the file is empty"
-                        : text->find("PRIVATE KEY-----") != std::string::npos      ? "found a private key"
+    const char* found = text->empty()                                               ? "the file is empty"
+                        : text->find("PRIVATE KEY-----") != std::string::npos       ? "found a private key"
                         : text->find("BEGIN CERTIFICATE-----") != std::string::npos ? "found a certificate"
-                                                                                   : "found no PEM text";
+                                                                                    : "found no PEM text";
     return input_error(fmt::format("{} {}: expected a PEM file with {}, {}; give the right file", option, path, what, found));
   }
   return {};
@@ -69,9 +68,10 @@ Result<std::unique_ptr<TlsContext>> TlsContext::load(const std::string& certific
   SSL_CTX_set_default_passwd_cb(context, no_passphrase);
   SSL_CTX_set_alpn_select_cb(context, choose_http_1_1, nullptr);
   if (SSL_CTX_use_certificate_chain_file(context, certificate_path.c_str()) != 1) {
-    return input_error(fmt::format("--ssl-certfile {}: cannot use the certificate: {}; give a PEM file with the server's certificate "
-                                   "first, then its chain",
-                                   certificate_path, last_tls_reason()));
+    return input_error(
+        fmt::format("--ssl-certfile {}: cannot use the certificate: {}; give a PEM file with the server's certificate "
+                    "first, then its chain",
+                    certificate_path, last_tls_reason()));
   }
   if (SSL_CTX_use_PrivateKey_file(context, key_path.c_str(), SSL_FILETYPE_PEM) != 1 || SSL_CTX_check_private_key(context) != 1) {
     const int reason = ERR_GET_REASON(ERR_peek_last_error());
@@ -81,12 +81,12 @@ Result<std::unique_ptr<TlsContext>> TlsContext::load(const std::string& certific
     }
     Result<std::string> text = read_file(key_path, kMaxPemBytes);
     if (text.ok() && text->find("ENCRYPTED") != std::string::npos) {
-      return input_error(fmt::format("--ssl-keyfile {}: the key is encrypted with a passphrase; decrypt it with 'openssl pkey -in {} "
-                                     "-out FILE'",
-                                     key_path, key_path));
+      return input_error(
+          fmt::format("--ssl-keyfile {}: the key is encrypted with a passphrase; decrypt it with 'openssl pkey -in {} "
+                      "-out FILE'",
+                      key_path, key_path));
     }
-    return input_error(fmt::format("--ssl-keyfile {}: cannot use the key: {}; give an unencrypted PEM key", key_path,
-                                   last_tls_reason()));
+    return input_error(fmt::format("--ssl-keyfile {}: cannot use the key: {}; give an unencrypted PEM key", key_path, last_tls_reason()));
   }
   return tls;
 }

@@ -22,12 +22,11 @@ using prometheus::MetricFamily;
 using prometheus::MetricType;
 
 // Buckets of vLLM.
-const std::vector<double> kTtftBuckets = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25, 0.5,   0.75,
-                                          1,     2.5,   5,    7.5,  10,   20,   40,   80,   160,  640,   2560};
+const std::vector<double> kTtftBuckets = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+                                          1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560};
 const std::vector<double> kTokenLatencyBuckets = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
                                                   0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80};
-const std::vector<double> kRequestBuckets = {0.3, 0.5, 0.8, 1,  1.5, 2,  2.5, 5,   10,  15,  20,
-                                             30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
+const std::vector<double> kRequestBuckets = {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const std::vector<double> kIterationBuckets = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
 const std::vector<double> kNBuckets = {1, 2, 5, 10, 20};
 constexpr const char* kReasonNames[] = {"stop", "length", "abort", "error"};
@@ -141,8 +140,7 @@ ProcessFigures process_figures() {
     long resident_pages = 0;
     // The program's name, in parentheses, may hold spaces and parentheses.
     const char* rest = std::strrchr(text, ')');
-    static constexpr const char* kFields =
-        " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %*d %*d %*d %*d %*d %*d %llu %lu %ld";
+    static constexpr const char* kFields = " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %*d %*d %*d %*d %*d %*d %llu %lu %ld";
     if (rest != nullptr && std::sscanf(rest + 1, kFields, &user, &system, &start, &virtual_bytes, &resident_pages) == 5) {
       out.cpu_s = static_cast<double>(user + system) / ticks;
       out.virtual_bytes = static_cast<double>(virtual_bytes);
@@ -241,8 +239,7 @@ std::string Metrics::render(const EngineStats& engine, const HttpStats& http) co
   f.counter("spec_decode_num_draft_tokens_total", "Tokens drafted.", number(engine.draft_tokens));
   f.counter("spec_decode_num_accepted_tokens_total", "Drafted tokens accepted.", number(engine.accepted_tokens));
   if (!engine.accepted_per_position.empty()) {
-    f.family("spec_decode_num_accepted_tokens_per_pos_total", "Drafted tokens accepted, by position in the draft.",
-             MetricType::Counter);
+    f.family("spec_decode_num_accepted_tokens_per_pos_total", "Drafted tokens accepted, by position in the draft.", MetricType::Counter);
     for (size_t i = 0; i < engine.accepted_per_position.size(); ++i) {
       f.series(number(engine.accepted_per_position[i]), {{"position", std::to_string(i)}});
     }

@@ -19,8 +19,8 @@ namespace dg {
 
 struct MetricsOptions {
   std::string model_name;
-  std::string prefix = "vllm";      // before the colon
-  int64_t max_model_len = 32768;    // the last bucket of token counts
+  std::string prefix = "vllm";                                    // before the colon
+  int64_t max_model_len = 32768;                                  // the last bucket of token counts
   std::vector<std::pair<std::string, std::string>> cache_config;  // labels of cache_config_info: block_size, num_gpu_blocks, ...
 };
 

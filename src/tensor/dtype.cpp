@@ -9,8 +9,8 @@ struct Row {
   size_t bytes;
 };
 // Order of enum Dtype.
-constexpr Row kRows[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I8", 1}, {"U8", 1},
-                         {"I16", 2}, {"U16", 2}, {"I32", 4}, {"U32", 4}, {"I64", 8}, {"U64", 8}, {"F64", 8}, {"BOOL", 1}};
+constexpr Row kRows[] = {{"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}, {"I8", 1},  {"U8", 1},
+                         {"I16", 2}, {"U16", 2}, {"I32", 4},  {"U32", 4},     {"I64", 8},     {"U64", 8},     {"F64", 8}, {"BOOL", 1}};
 static_assert(std::size(kRows) == kDtypeCount);
 }  // namespace
 

@@ -17,9 +17,10 @@ std::string name_list() {
 }
 
 Error no_template(const ChatModelInfo& info) {
-  return input_error(fmt::format("chat template: the model (model_type \"{}\") has none in tokenizer_config.json or chat_template.jinja; "
-                                 "pass --chat-format with one of {}",
-                                 info.model_type.substr(0, 60), name_list()));
+  return input_error(
+      fmt::format("chat template: the model (model_type \"{}\") has none in tokenizer_config.json or chat_template.jinja; "
+                  "pass --chat-format with one of {}",
+                  info.model_type.substr(0, 60), name_list()));
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ namespace dg {
 struct ChatOptions {
   bool add_generation_prompt = true;
   std::optional<bool> thinking = std::nullopt;  // unset: the model's default
-  bool continue_final_message = false;  // the last message, an assistant's, is left open for the model to continue
+  bool continue_final_message = false;          // the last message, an assistant's, is left open for the model to continue
 };
 
 // Immutable: any number of threads may render at the same time.

@@ -53,13 +53,15 @@ TEST(Chat, DeepseekV2) {
 }
 
 TEST(Chat, DeepseekV3) {
-  EXPECT_EQ(prompt("deepseek_v3", kPlainTurns), std::string(kB) + "S<｜User｜>u1<｜Assistant｜>a1<｜end▁of▁sentence｜><｜User｜>u2<｜Assistant｜>");
+  EXPECT_EQ(prompt("deepseek_v3", kPlainTurns),
+            std::string(kB) + "S<｜User｜>u1<｜Assistant｜>a1<｜end▁of▁sentence｜><｜User｜>u2<｜Assistant｜>");
   EXPECT_EQ(prompt("deepseek_v3", kTwoSystems), std::string(kB) + "S1\n\nS2<｜User｜>u<｜Assistant｜>");
   EXPECT_EQ(prompt("deepseek_v3", (std::string(kCalls) + R"(, {"role": "assistant", "content": "done"}])").c_str()),
             std::string(kB) +
                 "<｜User｜>u<｜Assistant｜><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"a\": "
-                    "1}\n```<｜tool▁call▁end｜>\n"
-                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{\"b\": [1, 2.0], \"c\": \"é\"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+                "1}\n```<｜tool▁call▁end｜>\n"
+                "<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{\"b\": [1, 2.0], \"c\": "
+                "\"é\"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
                 "<｜end▁of▁sentence｜><｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>r1<｜tool▁output▁end｜>\n<｜tool▁output▁begin｜>r2"
                 "<｜tool▁output▁end｜><｜tool▁outputs▁end｜>done<｜end▁of▁sentence｜><｜Assistant｜>");
   EXPECT_TRUE(prompt("deepseek_v3", (std::string(kCalls) + "]").c_str()).ends_with("r2<｜tool▁output▁end｜><｜tool▁outputs▁end｜>"));
@@ -101,18 +103,19 @@ TEST(Chat, DeepseekV31) {
   EXPECT_EQ(prompt("deepseek_v31", kTwoTurns, "null", {.thinking = true}), history + "<think>");
   EXPECT_TRUE(encoder("deepseek_v31")->starts_in_reasoning({.thinking = true}));
   EXPECT_FALSE(encoder("deepseek_v31")->starts_in_reasoning({}));
-  EXPECT_EQ(prompt("deepseek_v31", (std::string(kCalls) + "]").c_str()),
-            std::string(kB) +
-                "<｜User｜>u<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜>"
-                "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{\"b\": [1, 2.0], \"c\": \"é\"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
-                "<｜tool▁output▁begin｜>r1<｜tool▁output▁end｜><｜tool▁output▁begin｜>r2<｜tool▁output▁end｜>");
+  EXPECT_EQ(
+      prompt("deepseek_v31", (std::string(kCalls) + "]").c_str()),
+      std::string(kB) +
+          "<｜User｜>u<｜Assistant｜></think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜>"
+          "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{\"b\": [1, 2.0], \"c\": \"é\"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>"
+          "<｜tool▁output▁begin｜>r1<｜tool▁output▁end｜><｜tool▁output▁begin｜>r2<｜tool▁output▁end｜>");
   EXPECT_EQ(prompt("deepseek_v31", R"([{"role": "system", "content": "S"}, {"role": "user", "content": "u"}])", kTools),
             std::string(kB) +
                 "S\n\n## Tools\nYou have access to the following tools:\n\n### f\nDescription: Does f\n\n"
                 "Parameters: {\"type\": \"object\", \"properties\": {}}\n\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n"
                 "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>"
                 "{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n\n- `tool_call_name` must be an exact match to one of the "
-                    "available tools\n"
+                "available tools\n"
                 "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
                 "- For multiple tool calls, chain them directly without separators or spaces\n<｜User｜>u<｜Assistant｜></think>");
 }
@@ -133,17 +136,17 @@ TEST(Chat, Qwen3) {
   EXPECT_TRUE(prompt("qwen3", kTwoTurns, "null", {.thinking = false}).ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"));
   EXPECT_EQ(prompt("qwen3", (std::string(kCalls) + "]").c_str(), kTools),
             "<|im_start|>system\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with "
-                "function "
+            "function "
             "signatures within <tools></tools> XML tags:\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\", "
-                "\"description\": "
+            "\"description\": "
             "\"Does f\", \"parameters\": {\"type\": \"object\", \"properties\": {}}}}\n</tools>\n\nFor each function call, return a json "
-                "object "
+            "object "
             "with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, "
-                "\"arguments\": "
+            "\"arguments\": "
             "<args-json-object>}\n</tool_call><|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": "
-                "\"f\", "
+            "\"f\", "
             "\"arguments\": {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {\"b\": [1, 2.0], \"c\": "
-                "\"é\"}}\n</tool_call>"
+            "\"é\"}}\n</tool_call>"
             "<|im_end|>\n<|im_start|>user\n<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response><|im_end|>\n"
             "<|im_start|>assistant\n");
   // reasoning of the current turn stays, that of earlier turns goes
@@ -168,10 +171,11 @@ TEST(Chat, ContinuesTheFinalMessage) {
   EXPECT_EQ(prompt("deepseek_llm", messages, "null", options), "User: u\n\nAssistant: It is ");
   EXPECT_EQ(prompt("deepseek_v3", messages, "null", options), std::string(kB) + "<｜User｜>u<｜Assistant｜>It is ");
   EXPECT_EQ(prompt("deepseek_v31", messages, "null", options), std::string(kB) + "<｜User｜>u<｜Assistant｜></think>It is ");
-  EXPECT_EQ(prompt("qwen3", messages, "null", options), "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nIt "
-      "is ");
+  EXPECT_EQ(prompt("qwen3", messages, "null", options),
+            "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nIt "
+            "is ");
   auto jinja = encoder("jinja", {.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</>{% endfor %}{{ 'G' if "
-      "add_generation_prompt }}"});
+                                                  "add_generation_prompt }}"});
   auto text = jinja->render(Json::parse(messages), nullptr, options);
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(*text, "<user>u</><assistant>It is ");
@@ -192,7 +196,7 @@ TEST(Chat, ErrorsNameTheField) {
     EXPECT_EQ(error_of(name, R"([{"role": "us\ner", "content": "x"}])"),
               "messages[0].role: expected system, developer, user, assistant or tool, found \"us\\ner\"");
     EXPECT_EQ(error_of(name, R"([{"role": "user", "content": 5}])"),
-        "messages[0].content: expected a string or a list of text parts, found a number");
+              "messages[0].content: expected a string or a list of text parts, found a number");
     EXPECT_EQ(error_of(name, R"([{"role": "user"}])"), "messages[0].content: expected a string or a list of text parts, found nothing");
     EXPECT_EQ(error_of(name, R"([{"role": "user", "content": [{"type": "image_url"}]}])"),
               "messages[0].content[0].type: expected \"text\" (this server reads text only), found \"image_url\"");
@@ -218,9 +222,9 @@ TEST(Chat, ChoosingAnEncoder) {
   ASSERT_FALSE(none.ok());
   EXPECT_EQ(none.error().message,
             "chat template: the model (model_type \"deepseek_v3\") has none in tokenizer_config.json or chat_template.jinja; pass "
-                "--chat-format with "
+            "--chat-format with "
             "one of jinja, deepseek_llm, deepseek_v2, deepseek_v3, deepseek_v3_0324, deepseek_r1, deepseek_r1_0528, deepseek_v31, "
-                "mini_r1, qwen3");
+            "mini_r1, qwen3");
   auto unknown = make_prompt_encoder({}, "gpt");
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(unknown.error().message.find("--chat-format: expected auto or one of jinja, "), 0u);
@@ -228,7 +232,7 @@ TEST(Chat, ChoosingAnEncoder) {
   ASSERT_FALSE(broken.ok());
   EXPECT_EQ(broken.error().message.find("chat template, line 1: syntax error"), 0u);
   auto other = make_prompt_encoder({.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt "
-      "%}<think>\n{% endif %}"});
+                                                     "%}<think>\n{% endif %}"});
   ASSERT_TRUE(other.ok());
   EXPECT_STREQ((*other)->name(), "jinja");
   EXPECT_TRUE((*other)->starts_in_reasoning({}));

@@ -11,15 +11,19 @@
 namespace dg::jinja {
 
 enum class ExprKind : uint8_t {
-  kLiteral,      // literal
-  kName,         // name
-  kList, kTuple, // items
-  kDict,         // items: key, value, key, value ...
-  kNot, kNegative, kPositive,  // items[0]
-  kArithmetic,   // op, items[0], items[1]
-  kConcat,       // items: a ~ b ~ c
-  kCompare,      // items[0] ops[0] items[1] ops[1] items[2] ...
-  kAnd, kOr,     // items[0], items[1]
+  kLiteral,  // literal
+  kName,     // name
+  kList,
+  kTuple,  // items
+  kDict,   // items: key, value, key, value ...
+  kNot,
+  kNegative,
+  kPositive,    // items[0]
+  kArithmetic,  // op, items[0], items[1]
+  kConcat,      // items: a ~ b ~ c
+  kCompare,     // items[0] ops[0] items[1] ops[1] items[2] ...
+  kAnd,
+  kOr,           // items[0], items[1]
   kConditional,  // items: value, condition, otherwise (may be null)
   kAttribute,    // items[0] . name
   kSubscript,    // items[0] [ items[1] ]
@@ -30,8 +34,21 @@ enum class ExprKind : uint8_t {
 };
 
 enum class Op : uint8_t {
-  kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo, kPower,
-  kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual, kIn, kNotIn
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kFloorDivide,
+  kModulo,
+  kPower,
+  kEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kIn,
+  kNotIn
 };
 
 struct Expr;
@@ -49,9 +66,7 @@ struct Expr {
   std::vector<std::pair<std::string, ExprPtr>> named;
 };
 
-enum class StmtKind : uint8_t {
-  kText, kPrint, kIf, kFor, kSet, kSetBlock, kMacro, kCallBlock, kFilterBlock, kScope, kBreak, kContinue
-};
+enum class StmtKind : uint8_t { kText, kPrint, kIf, kFor, kSet, kSetBlock, kMacro, kCallBlock, kFilterBlock, kScope, kBreak, kContinue };
 
 struct Stmt;
 using Block = std::vector<std::unique_ptr<Stmt>>;
@@ -59,16 +74,16 @@ using Block = std::vector<std::unique_ptr<Stmt>>;
 struct Stmt {
   StmtKind kind = StmtKind::kText;
   int line = 0;
-  std::string text;      // kText; kMacro: its name
-  ExprPtr target;        // kFor, kSet, kSetBlock
-  ExprPtr value;         // kPrint, kSet, kFor (iterable), kCallBlock (the call), kFilterBlock and kSetBlock (filters or null)
-  ExprPtr condition;     // kFor
+  std::string text;   // kText; kMacro: its name
+  ExprPtr target;     // kFor, kSet, kSetBlock
+  ExprPtr value;      // kPrint, kSet, kFor (iterable), kCallBlock (the call), kFilterBlock and kSetBlock (filters or null)
+  ExprPtr condition;  // kFor
   Block body;
-  Block otherwise;       // kFor: else; kIf: the final else
-  std::vector<std::pair<ExprPtr, Block>> branches;            // kIf
-  std::vector<std::pair<std::string, ExprPtr>> parameters;    // kMacro, kCallBlock: name, default or null
-  std::vector<std::pair<std::string, ExprPtr>> assignments;   // kScope ({% with %})
-  bool uses_caller = false;                                   // kMacro
+  Block otherwise;                                           // kFor: else; kIf: the final else
+  std::vector<std::pair<ExprPtr, Block>> branches;           // kIf
+  std::vector<std::pair<std::string, ExprPtr>> parameters;   // kMacro, kCallBlock: name, default or null
+  std::vector<std::pair<std::string, ExprPtr>> assignments;  // kScope ({% with %})
+  bool uses_caller = false;                                  // kMacro
 };
 
 struct Program {

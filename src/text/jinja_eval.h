@@ -60,11 +60,11 @@ class Interpreter {
   std::time_t now() const { return now_ ? *now_ : std::time(nullptr); }
 
   Value call(const Value& callee, const Args& args);
-  Value filter(const std::string& name, const Value& input, const Args& args);     // jinja_filters*.cpp
-  bool test(const std::string& name, const Value& value, const Args& args);        // jinja_tests.cpp
-  Value attribute(const Value& object, std::string_view name);                     // object.name
-  Value subscript(const Value& object, const Value& key);                          // object[key]
-  Value arithmetic(Op op, const Value& a, const Value& b);                         // jinja_arithmetic.cpp
+  Value filter(const std::string& name, const Value& input, const Args& args);  // jinja_filters*.cpp
+  bool test(const std::string& name, const Value& value, const Args& args);     // jinja_tests.cpp
+  Value attribute(const Value& object, std::string_view name);                  // object.name
+  Value subscript(const Value& object, const Value& key);                       // object[key]
+  Value arithmetic(Op op, const Value& a, const Value& b);                      // jinja_arithmetic.cpp
   Value call_macro(const Stmt& macro, const std::shared_ptr<Scope>& outer, const Args& args);
 
   Heap heap;

@@ -257,11 +257,30 @@ Value slice(Interpreter& in, const Value& input, const Args& args) {
 }
 
 constexpr std::pair<std::string_view, Filter> kSequenceFilters[] = {
-    {"length", length_filter}, {"count", length_filter}, {"default", default_filter}, {"d", default_filter}, {"first", first},
-    {"last", last},            {"list", list_filter},    {"join", join},              {"items", items_filter}, {"reverse", reverse_filter},
-    {"sort", sort},            {"dictsort", dictsort},   {"unique", unique},          {"min", min_filter},   {"max", max_filter},
-    {"sum", sum},              {"map", map_filter},      {"select", select},          {"reject", reject},    {"selectattr", selectattr},
-    {"rejectattr", rejectattr}, {"attr", attr},          {"batch", batch},            {"slice", slice},
+    {"length", length_filter},
+    {"count", length_filter},
+    {"default", default_filter},
+    {"d", default_filter},
+    {"first", first},
+    {"last", last},
+    {"list", list_filter},
+    {"join", join},
+    {"items", items_filter},
+    {"reverse", reverse_filter},
+    {"sort", sort},
+    {"dictsort", dictsort},
+    {"unique", unique},
+    {"min", min_filter},
+    {"max", max_filter},
+    {"sum", sum},
+    {"map", map_filter},
+    {"select", select},
+    {"reject", reject},
+    {"selectattr", selectattr},
+    {"rejectattr", rejectattr},
+    {"attr", attr},
+    {"batch", batch},
+    {"slice", slice},
 };
 
 }  // namespace

@@ -251,12 +251,30 @@ Value truncate(Interpreter& in, const Value& input, const Args& args) {
 }
 
 constexpr std::pair<std::string_view, Filter> kTextFilters[] = {
-    {"upper", mapped<upper>},   {"lower", mapped<lower>},          {"capitalize", mapped<capitalize>}, {"title", title_filter},
-    {"trim", trim},             {"replace", replace_filter},       {"indent", indent},                 {"wordcount", wordcount},
-    {"string", to_string_filter}, {"safe", same},                  {"escape", mapped<escape_html>},    {"e", mapped<escape_html>},
-    {"forceescape", mapped<escape_html>}, {"urlencode", mapped<url_encode>}, {"format", format_filter}, {"int", to_integer},
-    {"float", to_real},         {"abs", absolute},                 {"round", round_filter},            {"tojson", to_json_filter},
-    {"from_json", from_json_filter}, {"fromjson", from_json_filter}, {"center", center},               {"truncate", truncate},
+    {"upper", mapped<upper>},
+    {"lower", mapped<lower>},
+    {"capitalize", mapped<capitalize>},
+    {"title", title_filter},
+    {"trim", trim},
+    {"replace", replace_filter},
+    {"indent", indent},
+    {"wordcount", wordcount},
+    {"string", to_string_filter},
+    {"safe", same},
+    {"escape", mapped<escape_html>},
+    {"e", mapped<escape_html>},
+    {"forceescape", mapped<escape_html>},
+    {"urlencode", mapped<url_encode>},
+    {"format", format_filter},
+    {"int", to_integer},
+    {"float", to_real},
+    {"abs", absolute},
+    {"round", round_filter},
+    {"tojson", to_json_filter},
+    {"from_json", from_json_filter},
+    {"fromjson", from_json_filter},
+    {"center", center},
+    {"truncate", truncate},
 };
 
 }  // namespace

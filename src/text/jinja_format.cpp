@@ -55,7 +55,12 @@ std::string format_value(Heap& heap, const Value& value, const Spec& spec) {
   if (value.is_undefined() && spec.type != 's') throw Failure{value.text()};
   std::string text;
   switch (spec.type) {
-    case 'd': case 'i': case 'u': case 'x': case 'X': case 'o': {
+    case 'd':
+    case 'i':
+    case 'u':
+    case 'x':
+    case 'X':
+    case 'o': {
       if (!value.is_number()) throw Failure{fmt::format("%{} format: a number is required, not {}", spec.type, type_name(value))};
       double real = value.as_real();
       if (!value.is_integer() && !(std::fabs(real) < 9e18)) throw Failure{"a float out of the integer range in a format"};
@@ -68,7 +73,10 @@ std::string format_value(Heap& heap, const Value& value, const Spec& spec) {
       if (i < 0) text.insert(0, 1, '-');
       return pad(signed_text(std::move(text), spec), spec, true);
     }
-    case 'f': case 'F': case 'e': case 'g': {
+    case 'f':
+    case 'F':
+    case 'e':
+    case 'g': {
       if (!value.is_number()) throw Failure{fmt::format("%{} format: a number is required, not {}", spec.type, type_name(value))};
       int precision = spec.precision < 0 ? 6 : std::min(spec.precision, 300);
       double d = value.as_real();

@@ -130,8 +130,13 @@ Value cycler(Interpreter& in, const Args& args) {
 }
 
 constexpr std::pair<std::string_view, Function> kGlobals[] = {
-    {"range", range}, {"dict", dict}, {"namespace", make_namespace}, {"raise_exception", raise_exception},
-    {"strftime_now", strftime_now}, {"joiner", joiner}, {"cycler", cycler},
+    {"range", range},
+    {"dict", dict},
+    {"namespace", make_namespace},
+    {"raise_exception", raise_exception},
+    {"strftime_now", strftime_now},
+    {"joiner", joiner},
+    {"cycler", cycler},
 };
 
 }  // namespace

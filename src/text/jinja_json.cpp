@@ -128,8 +128,7 @@ class Dumper {
     std::vector<std::pair<std::string, const Value*>> entries;
     for (auto& [key, item] : value.dict().items) entries.emplace_back(key_text(key), &item);
     heap_.charge_bytes(entries.size() * sizeof(entries[0]));
-    if (style_.sort_keys)
-      std::stable_sort(entries.begin(), entries.end(), [](auto& a, auto& b) { return a.first < b.first; });
+    if (style_.sort_keys) std::stable_sort(entries.begin(), entries.end(), [](auto& a, auto& b) { return a.first < b.first; });
     out += '{';
     bool first = true;
     for (auto& [key, item] : entries) {

@@ -233,7 +233,7 @@ class Lexer {
   void read_string(char quote) {
     std::string text;
     size_t i = at_ + 1;
-    for (;; ) {
+    for (;;) {
       if (i >= src_.size()) fail("a string that is not closed");
       char c = src_[i++];
       if (c == quote) break;
@@ -252,7 +252,9 @@ class Lexer {
         case 'f': text += '\f'; break;
         case 'v': text += '\v'; break;
         case '\n': break;
-        case '\\': case '\'': case '"': text += c; break;
+        case '\\':
+        case '\'':
+        case '"': text += c; break;
         case 'x': append_character(read_hex(i, 2), text); break;
         case 'u': {
           uint32_t code = read_hex(i, 4);

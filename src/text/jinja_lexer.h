@@ -12,7 +12,7 @@ enum class TokenKind : uint8_t { kText, kPrintBegin, kPrintEnd, kBlockBegin, kBl
 struct Token {
   TokenKind kind = TokenKind::kEnd;
   int line = 1;
-  std::string text;   // kText, kName, kOperator as written; kString with its escapes resolved
+  std::string text;  // kText, kName, kOperator as written; kString with its escapes resolved
   int64_t integer = 0;
   double real = 0;
 };

@@ -152,9 +152,10 @@ constexpr Method kListMethods[] = {
 };
 
 constexpr Method kDictMethods[] = {
-    {Kind::kDict, "items", dict_items}, {Kind::kDict, "keys", dict_keys},     {Kind::kDict, "values", dict_values},
-    {Kind::kDict, "get", dict_get},     {Kind::kDict, "pop", dict_pop},       {Kind::kDict, "update", dict_update},
-    {Kind::kDict, "copy", dict_copy},   {Kind::kDict, "setdefault", dict_setdefault},
+    {Kind::kDict, "items", dict_items},   {Kind::kDict, "keys", dict_keys},
+    {Kind::kDict, "values", dict_values}, {Kind::kDict, "get", dict_get},
+    {Kind::kDict, "pop", dict_pop},       {Kind::kDict, "update", dict_update},
+    {Kind::kDict, "copy", dict_copy},     {Kind::kDict, "setdefault", dict_setdefault},
 };
 
 }  // namespace

@@ -78,7 +78,8 @@ Value affix(Interpreter& in, const Value& self, const Args& args, bool start) {
   const std::string& text = self.text();
   for (auto& choice : choices) {
     if (!choice.is_string())
-      throw Failure{fmt::format("{}: expected a string or a tuple of strings, not {}", start ? "startswith" : "endswith", type_name(choice))};
+      throw Failure{
+          fmt::format("{}: expected a string or a tuple of strings, not {}", start ? "startswith" : "endswith", type_name(choice))};
     in.heap.charge(1 + choice.text().size() / 64);
     if (start ? text.starts_with(choice.text()) : text.ends_with(choice.text())) return Value::boolean(true);
   }
@@ -197,21 +198,36 @@ Value isupper_text(Interpreter& in, const Value& self, const Args&) {
 }
 
 constexpr Method kMethods[] = {
-    {Kind::kString, "split", split_left},          {Kind::kString, "rsplit", split_right},
-    {Kind::kString, "splitlines", splitlines},     {Kind::kString, "strip", strip_both},
-    {Kind::kString, "lstrip", strip_start},        {Kind::kString, "rstrip", strip_end},
-    {Kind::kString, "startswith", startswith},     {Kind::kString, "endswith", endswith},
-    {Kind::kString, "upper", mapped_text<upper>},       {Kind::kString, "lower", mapped_text<lower>},
-    {Kind::kString, "casefold", mapped_text<lower>},    {Kind::kString, "title", mapped_text<title>},
-    {Kind::kString, "capitalize", mapped_text<capitalize>}, {Kind::kString, "replace", replace_text},
-    {Kind::kString, "join", join_text},            {Kind::kString, "format", format_text},
-    {Kind::kString, "find", find_first},           {Kind::kString, "rfind", find_last},
-    {Kind::kString, "index", index_of},            {Kind::kString, "count", count_text},
-    {Kind::kString, "partition", partition},       {Kind::kString, "removeprefix", remove_prefix},
-    {Kind::kString, "removesuffix", remove_suffix}, {Kind::kString, "isdigit", isdigit_text},
-    {Kind::kString, "isnumeric", isdigit_text},    {Kind::kString, "isalpha", isalpha_text},
-    {Kind::kString, "isalnum", isalnum_text},      {Kind::kString, "isspace", isspace_text},
-    {Kind::kString, "islower", islower_text},      {Kind::kString, "isupper", isupper_text},
+    {Kind::kString, "split", split_left},
+    {Kind::kString, "rsplit", split_right},
+    {Kind::kString, "splitlines", splitlines},
+    {Kind::kString, "strip", strip_both},
+    {Kind::kString, "lstrip", strip_start},
+    {Kind::kString, "rstrip", strip_end},
+    {Kind::kString, "startswith", startswith},
+    {Kind::kString, "endswith", endswith},
+    {Kind::kString, "upper", mapped_text<upper>},
+    {Kind::kString, "lower", mapped_text<lower>},
+    {Kind::kString, "casefold", mapped_text<lower>},
+    {Kind::kString, "title", mapped_text<title>},
+    {Kind::kString, "capitalize", mapped_text<capitalize>},
+    {Kind::kString, "replace", replace_text},
+    {Kind::kString, "join", join_text},
+    {Kind::kString, "format", format_text},
+    {Kind::kString, "find", find_first},
+    {Kind::kString, "rfind", find_last},
+    {Kind::kString, "index", index_of},
+    {Kind::kString, "count", count_text},
+    {Kind::kString, "partition", partition},
+    {Kind::kString, "removeprefix", remove_prefix},
+    {Kind::kString, "removesuffix", remove_suffix},
+    {Kind::kString, "isdigit", isdigit_text},
+    {Kind::kString, "isnumeric", isdigit_text},
+    {Kind::kString, "isalpha", isalpha_text},
+    {Kind::kString, "isalnum", isalnum_text},
+    {Kind::kString, "isspace", isspace_text},
+    {Kind::kString, "islower", islower_text},
+    {Kind::kString, "isupper", isupper_text},
 };
 
 }  // namespace

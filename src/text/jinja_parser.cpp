@@ -9,8 +9,8 @@
 namespace dg::jinja {
 namespace {
 
-constexpr int kMaxParserNesting = 100;   // of the parser's own recursion
-constexpr size_t kMaxShown = 40;   // bytes of a token quoted in a message
+constexpr int kMaxParserNesting = 100;  // of the parser's own recursion
+constexpr size_t kMaxShown = 40;        // bytes of a token quoted in a message
 
 }  // namespace
 

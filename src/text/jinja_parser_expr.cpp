@@ -93,8 +93,8 @@ ExprPtr Parser::parse_compare() {
   ExprPtr first = parse_sum();
   ExprPtr compare;
   for (;;) {
-    static constexpr std::pair<std::string_view, Op> kOps[] = {{"==", Op::kEqual}, {"!=", Op::kNotEqual}, {"<", Op::kLess},
-                                                               {"<=", Op::kLessEqual}, {">", Op::kGreater}, {">=", Op::kGreaterEqual}};
+    static constexpr std::pair<std::string_view, Op> kOps[] = {{"==", Op::kEqual},     {"!=", Op::kNotEqual}, {"<", Op::kLess},
+                                                               {"<=", Op::kLessEqual}, {">", Op::kGreater},   {">=", Op::kGreaterEqual}};
     auto found = std::find_if(std::begin(kOps), std::end(kOps), [this](auto& o) { return is_operator(o.first); });
     Op op;
     if (found != std::end(kOps)) {

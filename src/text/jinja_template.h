@@ -21,7 +21,7 @@ struct Program;
 }
 
 struct JinjaLimits {
-  size_t max_source_bytes = size_t{256} << 10;  // the longest published template has 30 KB
+  size_t max_source_bytes = size_t{256} << 10;   // the longest published template has 30 KB
   int64_t max_steps = 20'000'000;                // evaluated nodes plus work inside filters and methods
   size_t max_output_bytes = size_t{64} << 20;    // rendered text
   size_t max_created_bytes = size_t{256} << 20;  // everything ever created during one rendering, freed or not

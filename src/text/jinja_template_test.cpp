@@ -33,7 +33,7 @@ std::string repeated(const std::string& s, size_t n) {
 TEST(JinjaTemplate, ErrorsNameTheLine) {
   EXPECT_EQ(error_of("a\nb\n{{ x.y }}"), "chat template, line 3: 'x' is undefined");
   EXPECT_EQ(error_of("{% if true %}\n\n{{ 'a' + 1 }}{% endif %}"),
-      "chat template, line 3: unsupported operand types for +: 'str' and 'int'");
+            "chat template, line 3: unsupported operand types for +: 'str' and 'int'");
   EXPECT_EQ(error_of("\n{% for %}"), "chat template, line 2: syntax error: expected the name of a variable, found '%}'");
   EXPECT_EQ(error_of("{{ 1 }}\n{% endfor %}"), "chat template, line 2: syntax error: unknown statement 'endfor'");
   EXPECT_EQ(error_of("{{ raise_exception('two\nlines') }}"), "chat template, line 1: two lines");
@@ -41,8 +41,9 @@ TEST(JinjaTemplate, ErrorsNameTheLine) {
 }
 
 TEST(JinjaTemplate, MutableListsAndDicts) {
-  auto out = render("{% set l = [1] %}{{ l.append(2) }}{% set _ = l.extend([3]) %}{{ l.pop(0) }}{{ l }}"
-                    "{% set d = {'a': 1} %}{% set _ = d.update({'b': 2}, c=3) %}{{ d }}{{ d.pop('a') }}{{ d.setdefault('z', 9) }}{{ d }}");
+  auto out = render(
+      "{% set l = [1] %}{{ l.append(2) }}{% set _ = l.extend([3]) %}{{ l.pop(0) }}{{ l }}"
+      "{% set d = {'a': 1} %}{% set _ = d.update({'b': 2}, c=3) %}{{ d }}{{ d.pop('a') }}{{ d.setdefault('z', 9) }}{{ d }}");
   ASSERT_TRUE(out.ok()) << out.error().message;
   EXPECT_EQ(*out, "None1[2, 3]{'a': 1, 'b': 2, 'c': 3}19{'b': 2, 'c': 3, 'z': 9}");
 }
@@ -67,18 +68,24 @@ TEST(JinjaTemplate, FromJsonAndStrftimeErrors) {
 
 TEST(JinjaTemplate, HostileLoopsEnd) {
   EXPECT_NE(error_of("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}").find("too"), std::string::npos);
-  EXPECT_NE(error_of("{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s * 2 %}{% endfor %}").find("too much "
-      "data"), std::string::npos);
+  EXPECT_NE(error_of("{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s * 2 %}{% endfor %}")
+                .find("too much "
+                      "data"),
+            std::string::npos);
   EXPECT_NE(error_of("{% set ns = namespace(s=[1]) %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}").find("too"),
-      std::string::npos);
+            std::string::npos);
   EXPECT_NE(error_of("{{ 'x' * 10 ** 15 }}").find("too"), std::string::npos);
   EXPECT_NE(error_of("{{ [0] * 9223372036854775807 }}").find("too"), std::string::npos);
   EXPECT_NE(error_of("{{ range(10 ** 9) }}").find("more than 100000"), std::string::npos);
   EXPECT_NE(error_of("{{ 10 ** 10 ** 10 }}").find("64-bit"), std::string::npos);
   EXPECT_NE(error_of("{% set a = 'a' * 3000000 %}{% set b = 'a' * 1000000 ~ 'b' %}{% for i in range(9999) %}{{ b in a }}{% endfor "
-      "%}").find("too many steps"), std::string::npos);
+                     "%}")
+                .find("too many steps"),
+            std::string::npos);
   EXPECT_NE(error_of("{% set l = [[]] %}{% for i in range(200) %}{% set l = l %}{% set _ = l.append(l) %}{% endfor %}{{ l "
-      "}}").find("nested deeper"), std::string::npos);
+                     "}}")
+                .find("nested deeper"),
+            std::string::npos);
   EXPECT_NE(error_of("{{ 'a' | center(99999999999) ~ ('%9999999d' % 1) }}").find("width"), std::string::npos);
   EXPECT_NE(error_of("{{ 'aa' | replace('', 'b' * 9999999) | replace('b', 'c' * 9999999) }}").find("too"), std::string::npos);
 }
@@ -97,11 +104,17 @@ TEST(JinjaTemplate, HostileNestingEnds) {
   EXPECT_NE(error_of("{% for " + repeated("(", n) + repeated(")", n) + " %}").find("nested deeper"), std::string::npos);
   EXPECT_NE(error_of("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}").find("nested deeper"), std::string::npos);
   EXPECT_NE(error_of("{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l "
-      "}}").find("nested deeper"), std::string::npos);
+                     "}}")
+                .find("nested deeper"),
+            std::string::npos);
   EXPECT_NE(error_of("{% set ns = namespace(l=[]) %}{% for i in range(5000) %}{% set ns.l = {'a': ns.l} %}{% endfor %}{{ ns.l | tojson "
-      "}}").find("nested deeper"), std::string::npos);
-  EXPECT_NE(error_of("{% set a = [] %}{% set _ = a.append(a) %}{% set b = [] %}{% set _ = b.append(b) %}{{ a == b }}").find("nested "
-      "deeper"), std::string::npos);
+                     "}}")
+                .find("nested deeper"),
+            std::string::npos);
+  EXPECT_NE(error_of("{% set a = [] %}{% set _ = a.append(a) %}{% set b = [] %}{% set _ = b.append(b) %}{{ a == b }}")
+                .find("nested "
+                      "deeper"),
+            std::string::npos);
 }
 
 TEST(JinjaTemplate, LongButHarmlessTemplatesWork) {
@@ -119,7 +132,7 @@ TEST(JinjaTemplate, LongButHarmlessTemplatesWork) {
 TEST(JinjaTemplate, LimitsApply) {
   EXPECT_NE(error_of(std::string(2000, 'x'), {.max_source_bytes = 1000}).find("2000 bytes"), std::string::npos);
   EXPECT_NE(error_of("{% for i in range(100) %}0123456789{% endfor %}", {.max_output_bytes = 500}).find("longer than 500"),
-      std::string::npos);
+            std::string::npos);
   EXPECT_NE(error_of("{% for i in range(1000) %}{% endfor %}", {.max_steps = 500}).find("too many steps"), std::string::npos);
 }
 

@@ -56,14 +56,26 @@ constexpr BinaryTest kAtLeast = [](Interpreter& in, const Value& v, const Value&
 };
 
 constexpr std::pair<std::string_view, BinaryTest> kBinaryTests[] = {
-    {"eq", kEqual},       {"equalto", kEqual},       {"==", kEqual},   {"ne", kDifferent},   {"!=", kDifferent},
-    {"lt", kLess},        {"lessthan", kLess},       {"<", kLess},     {"gt", kGreater},     {"greaterthan", kGreater},
-    {">", kGreater},      {"le", kAtMost},           {"<=", kAtMost},  {"ge", kAtLeast},     {">=", kAtLeast},
+    {"eq", kEqual},
+    {"equalto", kEqual},
+    {"==", kEqual},
+    {"ne", kDifferent},
+    {"!=", kDifferent},
+    {"lt", kLess},
+    {"lessthan", kLess},
+    {"<", kLess},
+    {"gt", kGreater},
+    {"greaterthan", kGreater},
+    {">", kGreater},
+    {"le", kAtMost},
+    {"<=", kAtMost},
+    {"ge", kAtLeast},
+    {">=", kAtLeast},
     {"in", [](Interpreter& in, const Value& v, const Value& x) { return contains(in.heap, x, v); }},
-    {"divisibleby", [](Interpreter& in, const Value& v, const Value& x) {
-       return equal(in.heap, in.arithmetic(Op::kModulo, v, x), Value::integer(0));
-     }},
-    {"sameas", [](Interpreter& in, const Value& v, const Value& x) {
+    {"divisibleby",
+     [](Interpreter& in, const Value& v, const Value& x) { return equal(in.heap, in.arithmetic(Op::kModulo, v, x), Value::integer(0)); }},
+    {"sameas",
+     [](Interpreter& in, const Value& v, const Value& x) {
        bool container = v.is_sequence() || v.is_dict() || v.kind() == Kind::kNamespace || v.kind() == Kind::kObject;
        return v.kind() == x.kind() && (container ? v.same_object(x) : equal(in.heap, v, x));
      }},

@@ -9,11 +9,11 @@
 
 namespace dg::jinja {
 
-size_t sequence_length(std::string_view text, size_t at);      // bytes of the character at `at`, at least 1
-uint32_t decode_character(std::string_view text, size_t at);   // U+FFFD for an invalid byte
+size_t sequence_length(std::string_view text, size_t at);     // bytes of the character at `at`, at least 1
+uint32_t decode_character(std::string_view text, size_t at);  // U+FFFD for an invalid byte
 void append_character(uint32_t code, std::string& out);
 size_t count_characters(std::string_view text);
-size_t byte_offset(std::string_view text, size_t character);   // text.size() when past the end
+size_t byte_offset(std::string_view text, size_t character);  // text.size() when past the end
 
 bool is_space(uint32_t code);
 bool is_ascii(std::string_view text);

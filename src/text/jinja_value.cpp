@@ -179,9 +179,7 @@ bool equal(Heap& heap, const Value& a, const Value& b, int depth) {
   switch (a.kind()) {
     case Kind::kUndefined:
     case Kind::kNone: return true;
-    case Kind::kString:
-      heap.charge(a.text().size() / 64);
-      return a.text() == b.text();
+    case Kind::kString: heap.charge(a.text().size() / 64); return a.text() == b.text();
     case Kind::kList:
     case Kind::kTuple: {
       if (a.same_object(b)) return true;
@@ -355,9 +353,7 @@ std::vector<Value> iterate(Heap& heap, const Value& value) {
   switch (value.kind()) {
     case Kind::kUndefined: return out;
     case Kind::kList:
-    case Kind::kTuple:
-      heap.charge_bytes(value.items().size() * sizeof(Value));
-      return value.items();
+    case Kind::kTuple: heap.charge_bytes(value.items().size() * sizeof(Value)); return value.items();
     case Kind::kDict:
       heap.charge_bytes(value.dict().items.size() * sizeof(Value));
       for (auto& entry : value.dict().items) out.push_back(entry.first);
@@ -382,9 +378,7 @@ size_t length(Heap& heap, const Value& value) {
     case Kind::kList:
     case Kind::kTuple: return value.items().size();
     case Kind::kDict: return value.dict().items.size();
-    case Kind::kString:
-      heap.charge(value.text().size() / 64);
-      return count_characters(value.text());
+    case Kind::kString: heap.charge(value.text().size() / 64); return count_characters(value.text());
     default: throw Failure{fmt::format("object of type '{}' has no len()", type_name(value))};
   }
 }

@@ -24,9 +24,7 @@ struct Failure {
   int line = 0;
 };
 
-enum class Kind : uint8_t {
-  kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kTuple, kDict, kNamespace, kObject
-};
+enum class Kind : uint8_t { kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kTuple, kDict, kNamespace, kObject };
 
 struct List;
 struct Dict;
@@ -38,8 +36,8 @@ class Value;
 struct Object {
   virtual ~Object() = default;
   virtual std::string describe() const = 0;
-  virtual Value call(Interpreter& in, const Args& args);                           // default: Failure
-  virtual Value attribute(Interpreter& in, std::string_view name);                 // default: undefined
+  virtual Value call(Interpreter& in, const Args& args);            // default: Failure
+  virtual Value attribute(Interpreter& in, std::string_view name);  // default: undefined
 };
 
 class Value {
@@ -69,11 +67,11 @@ class Value {
   bool as_bool() const { return integer_ != 0; }
   int64_t as_integer() const { return integer_; }  // kInt and kBool
   double as_real() const { return kind_ == Kind::kFloat ? real_ : static_cast<double>(integer_); }
-  const std::string& text() const { return *text_; }  // kString; kUndefined: the hint
+  const std::string& text() const { return *text_; }          // kString; kUndefined: the hint
   const std::string* written() const { return text_.get(); }  // kFloat: the digits of a large_integer, else null
-  std::vector<Value>& items() const;                  // kList, kTuple
-  Dict& dict() const { return *dict_; }               // kDict, kNamespace
-  Object* object() const { return object_; }          // kObject
+  std::vector<Value>& items() const;                          // kList, kTuple
+  Dict& dict() const { return *dict_; }                       // kDict, kNamespace
+  Object* object() const { return object_; }                  // kObject
   bool same_object(const Value& other) const { return kind_ == other.kind_ && list_ == other.list_; }
 
  private:

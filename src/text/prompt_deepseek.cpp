@@ -57,9 +57,9 @@ class PlainEncoder : public NativeEncoder {
 
 // V3, V3-0324, R1, R1-0528 and the R1 distills.
 struct TaggedStyle {
-  bool join_systems = true;         // false: the last system message alone
-  bool tag_after_user = false;      // the Assistant tag belongs to the user's turn, not to the assistant's
-  bool thinks = false;              // the generation prompt opens <think>
+  bool join_systems = true;     // false: the last system message alone
+  bool tag_after_user = false;  // the Assistant tag belongs to the user's turn, not to the assistant's
+  bool thinks = false;          // the generation prompt opens <think>
   enum class Strip : uint8_t { kNever, kAfterUser, kAlways } strip = Strip::kNever;  // reasoning in the history
   std::string_view between_outputs = "\n";
 };
@@ -221,8 +221,7 @@ const std::vector<NativeFormat>& native_formats() {
       {"mini_r1",
        [](const ChatModelInfo& i) -> Made {
          return std::make_unique<HybridEncoder>(
-             "mini_r1", i,
-             HybridStyle{.thinks_by_default = true, .tag_every_turn = true, .additional_calls = "{additional_tool_calls}"});
+             "mini_r1", i, HybridStyle{.thinks_by_default = true, .tag_every_turn = true, .additional_calls = "{additional_tool_calls}"});
        }},
       {"qwen3", make_qwen3_encoder},
   };

@@ -13,7 +13,10 @@
 namespace dg {
 namespace {
 
-constexpr const char* kContinueMark = "\x02" "continue-here" "\x03";
+constexpr const char* kContinueMark =
+    "\x02"
+    "continue-here"
+    "\x03";
 
 class JinjaEncoder : public PromptEncoder {
  public:
@@ -118,8 +121,8 @@ class JinjaEncoder : public PromptEncoder {
 
   JinjaTemplate template_;
   std::string bos_, eos_;
-  bool text_arguments_ = true;  // `arguments` stays JSON text; false: the template writes it with tojson
-  bool null_content_ = true;    // absent content is none; false: ""
+  bool text_arguments_ = true;            // `arguments` stays JSON text; false: the template writes it with tojson
+  bool null_content_ = true;              // absent content is none; false: ""
   std::array<bool, 3> opens_thinking_{};  // thinking unset, false, true
 };
 

@@ -142,8 +142,8 @@ Result<std::vector<ChatMessage>> read_chat_messages(const Json& messages, const 
       if (!caller) return input_error(where + ".role: a tool message must follow an assistant message with tool_calls");
       const Json* id = member(messages[i], "tool_call_id");
       bool known = !id || std::any_of(caller->calls.begin(), caller->calls.end(), [id](const ChatToolCall& call) {
-                     return call.id.empty() || (id->is_string() && call.id == id->get_ref<const std::string&>());
-                   });
+        return call.id.empty() || (id->is_string() && call.id == id->get_ref<const std::string&>());
+      });
       if (!known)
         return wrong(where + ".tool_call_id", fmt::format("the id of a call in messages[{}].tool_calls", caller_at),
                      id->is_string() ? shown(id->get_ref<const std::string&>()) : std::string(json_type(*id)));

@@ -17,7 +17,7 @@ class NativeEncoder : public PromptEncoder {
   Result<std::string> render(const Json& messages, const Json& tools, const ChatOptions& options) const override;
   bool starts_in_reasoning(const ChatOptions& options) const override;
 
-  virtual bool has_tools() const { return true; }       // false: calls, results and tools are refused
+  virtual bool has_tools() const { return true; }         // false: calls, results and tools are refused
   virtual bool describes_tools() const { return false; }  // writes the descriptions of `tools` into the prompt
 
  protected:

@@ -32,7 +32,8 @@ constexpr Probe kProbes[] = {
     {R"([{"role": "assistant", "content": "a0"}, {"role": "user", "content": "<｜User｜> {{ x }} <|im_end|> é😀"}])"},
     {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": null, "tool_calls": [
          {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{\"q\":\"x\"}"}}]},
-         {"role": "tool", "tool_call_id": "c1", "content": "r1"}])", true},
+         {"role": "tool", "tool_call_id": "c1", "content": "r1"}])",
+     true},
     {R"([{"role": "user", "content": "u1"}, {"role": "assistant", "content": "words", "tool_calls": [
          {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{\"q\": \"x\", \"n\": 1.50}"}},
          {"id": "c2", "type": "function", "function": {"name": "now", "arguments": "{}"}}]},
@@ -44,7 +45,8 @@ constexpr Probe kProbes[] = {
          {"role": "assistant", "content": "<think>t</think>w", "tool_calls": [
          {"id": "c4", "type": "function", "function": {"name": "now", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "c4",
          "content": "r4"},
-         {"role": "assistant", "content": "end"}, {"role": "user", "content": "u3"}])", true},
+         {"role": "assistant", "content": "end"}, {"role": "user", "content": "u3"}])",
+     true},
 };
 
 }  // namespace

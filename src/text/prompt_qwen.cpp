@@ -87,8 +87,7 @@ class Qwen3Encoder : public NativeEncoder {
     out += "<|im_start|>assistant\n";
     if (current_turn && (last || !reasoning.empty()))
       out += fmt::format("<think>\n{}\n</think>\n\n{}", trim_newlines(reasoning, true, true), trim_newlines(content, true, false));
-    else
-      out += content;
+    else out += content;
     for (size_t i = 0; i < m.calls.size(); i++) {
       if (i > 0 || !content.empty()) out += '\n';
       out += fmt::format("<tool_call>\n{{\"name\": \"{}\", \"arguments\": {}}}\n</tool_call>", m.calls[i].name, m.calls[i].arguments);

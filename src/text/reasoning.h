@@ -34,10 +34,10 @@ class ReasoningSplitter {
   void emit(std::string_view text, std::vector<Piece>& out) const;
 
   bool reasoning_;
-  bool section_empty_ = true;       // nothing but held white space since the section began
-  bool after_reasoning_ = false;    // content that follows a reasoning section
-  std::string tag_;                 // a proper prefix of a tag
-  std::string space_;               // white space whose fate the next character decides
+  bool section_empty_ = true;     // nothing but held white space since the section began
+  bool after_reasoning_ = false;  // content that follows a reasoning section
+  std::string tag_;               // a proper prefix of a tag
+  std::string space_;             // white space whose fate the next character decides
 };
 
 }  // namespace dg

@@ -83,7 +83,7 @@ TEST(Reasoning, EveryCutOfShortTexts) {
     for (bool starts : {false, true}) {
       Split expected = whole(starts, text);
       ASSERT_LE(text.size(), 22u);
-      for (uint32_t cuts = 0; cuts < (1u << (text.size() - 1)); cuts += text.size() > 16 ? 13 : 1) {
+      for (uint32_t cuts = 0; cuts<(1u << (text.size() - 1)); cuts += text.size()> 16 ? 13 : 1) {
         std::vector<std::string> parts(1);
         for (size_t i = 0; i < text.size(); i++) {
           parts.back() += text[i];

@@ -67,11 +67,16 @@ struct Pair {
 };
 
 constexpr Pair kPairs[] = {
-    {"deepseek_llm", "deepseek_llm.jinja", false, false},  {"deepseek_v2", "deepseek_v2.jinja", false, false},
-    {"deepseek_v3", "deepseek_v3.jinja", true, true},      {"deepseek_v3_0324", "deepseek_v3_0324.jinja", true, true},
-    {"deepseek_r1", "deepseek_r1.jinja", true, true},      {"deepseek_r1_0528", "deepseek_r1_0528.jinja", true, true},
-    {"deepseek_v31", "deepseek_v31.jinja", false, true},   {"deepseek_v31", "deepseek_v31_tools.jinja", true, true},
-    {"mini_r1", "mini_r1.jinja", true, true},              {"qwen3", "qwen3.jinja", true, true},
+    {"deepseek_llm", "deepseek_llm.jinja", false, false},
+    {"deepseek_v2", "deepseek_v2.jinja", false, false},
+    {"deepseek_v3", "deepseek_v3.jinja", true, true},
+    {"deepseek_v3_0324", "deepseek_v3_0324.jinja", true, true},
+    {"deepseek_r1", "deepseek_r1.jinja", true, true},
+    {"deepseek_r1_0528", "deepseek_r1_0528.jinja", true, true},
+    {"deepseek_v31", "deepseek_v31.jinja", false, true},
+    {"deepseek_v31", "deepseek_v31_tools.jinja", true, true},
+    {"mini_r1", "mini_r1.jinja", true, true},
+    {"qwen3", "qwen3.jinja", true, true},
 };
 
 TEST(Encoders, BothRoutesGiveTheSameText) {
@@ -130,9 +135,10 @@ TEST(Encoders, TemplatesGetTheShapeTheyExpect) {
     return text.ok() ? *text : "";
   };
   EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"),
-      "{\"a\": 1}");
+            "{\"a\": 1}");
   EXPECT_EQ(render("{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments }}{% endfor %}{% "
-      "endfor %}"), "f{\"a\":1}");
+                   "endfor %}"),
+            "f{\"a\":1}");
   EXPECT_EQ(render("{% for m in messages %}{{ m.content is none }};{% endfor %}"), "False;True;");
   EXPECT_EQ(render("{% for m in messages %}[{{ m.content + '' }}]{% endfor %}"), "[u][]");
 }
@@ -181,9 +187,10 @@ TEST_F(Published, Llama31) {
   EXPECT_STREQ(chosen->name(), "jinja");
   auto text = chosen->render(Json::parse(R"([{"role": "system", "content": " S "}, {"role": "user", "content": "u"}])"), nullptr, {});
   ASSERT_TRUE(text.ok()) << text.error().message;
-  EXPECT_EQ(*text,
-            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n");
+  EXPECT_EQ(
+      *text,
+      "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nu<|eot_id|>"
+      "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
 }  // namespace

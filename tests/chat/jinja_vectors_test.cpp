@@ -50,7 +50,7 @@ TEST(JinjaVectors, Templates) {
   for (auto& c : conversations) by_name[c["name"].get<std::string>()] = c;
   for (auto& vector : vectors) {
     SCOPED_TRACE(vector["template"].get<std::string>() + " / " + vector["conversation"].get<std::string>() + " / " +
-        vector["extra"].dump());
+                 vector["extra"].dump());
     const Json& c = by_name[vector["conversation"].get<std::string>()];
     auto source = read_file(chat_path("templates/" + vector["template"].get<std::string>()), 1 << 20);
     ASSERT_TRUE(source.ok());

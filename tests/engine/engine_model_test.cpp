@@ -57,13 +57,23 @@ class EngineOnModel : public ::testing::Test {
   void start(const EngineSetup& setup) {
     engine_.reset();
     model_.reset();
-    OpenOptions open{.threads = 2, .max_model_len = 512, .max_step_tokens = setup.max_step_tokens, .max_sequences = setup.sequences,
-                     .max_logit_rows = setup.sequences * (1 + setup.draft_tokens), .kv_bytes = setup.kv_bytes, .progress = false};
+    OpenOptions open{.threads = 2,
+                     .max_model_len = 512,
+                     .max_step_tokens = setup.max_step_tokens,
+                     .max_sequences = setup.sequences,
+                     .max_logit_rows = setup.sequences * (1 + setup.draft_tokens),
+                     .kv_bytes = setup.kv_bytes,
+                     .progress = false};
     auto opened = open_model(std::string(DG_SOURCE_DIR) + "/models/mini-r1", open);
     ASSERT_TRUE(opened.ok()) << opened.error().message;
     model_ = std::move(opened).value();
-    EngineOptions options{.max_model_len = 512, .max_step_tokens = setup.max_step_tokens, .max_running = setup.sequences, .speculation = setup.speculation,
-                          .draft_tokens = setup.draft_tokens, .adaptive_speculation = false, .deterministic = setup.deterministic};
+    EngineOptions options{.max_model_len = 512,
+                          .max_step_tokens = setup.max_step_tokens,
+                          .max_running = setup.sequences,
+                          .speculation = setup.speculation,
+                          .draft_tokens = setup.draft_tokens,
+                          .adaptive_speculation = false,
+                          .deterministic = setup.deterministic};
     auto engine = Engine::create(*model_->executor, *model_->tokenizer, options);
     ASSERT_TRUE(engine.ok()) << engine.error().message;
     engine_ = std::move(engine).value();
@@ -98,7 +108,8 @@ class EngineOnModel : public ::testing::Test {
   std::vector<EngineRequest> questions() {
     std::vector<EngineRequest> list;
     for (int i = 0; i < 32; i++) {
-      EngineRequest r = ask("What is " + std::to_string(11 + i * 7) + " + " + std::to_string(30 + i) + "?", i % 2 ? 0.9 : 0, static_cast<uint64_t>(i));
+      EngineRequest r =
+          ask("What is " + std::to_string(11 + i * 7) + " + " + std::to_string(30 + i) + "?", i % 2 ? 0.9 : 0, static_cast<uint64_t>(i));
       if (i % 4 == 3) r.sampling.top_p = 0.8, r.sampling.repetition_penalty = 1.1;
       list.push_back(r);
     }
@@ -147,8 +158,10 @@ TEST_F(EngineOnModel, GrammarsHoldWithAndWithoutSpeculation) {
   for (SpeculationMethod method : {SpeculationMethod::kNone, SpeculationMethod::kMtp, SpeculationMethod::kNgram}) {
     start({.speculation = method, .draft_tokens = 2});
     GrammarCompiler compiler(*model_->tokenizer, model_->config.vocab, model_->eos);
-    auto grammar = compiler.compile({.kind = GrammarKind::kJsonSchema, .text = R"({"type": "object", "properties": {"answer": {"type": "integer"},
-      "unit": {"enum": ["apples", "pears"]}}, "required": ["answer", "unit"], "additionalProperties": false})", .start_after = "</think>"});
+    auto grammar = compiler.compile({.kind = GrammarKind::kJsonSchema,
+                                     .text = R"({"type": "object", "properties": {"answer": {"type": "integer"},
+      "unit": {"enum": ["apples", "pears"]}}, "required": ["answer", "unit"], "additionalProperties": false})",
+                                     .start_after = "</think>"});
     ASSERT_TRUE(grammar.ok()) << grammar.error().message;
     std::vector<std::shared_ptr<Answer>> answers;
     for (int i = 0; i < 8; i++) {

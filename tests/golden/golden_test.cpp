@@ -27,7 +27,8 @@ VerifyReport verify(const std::string& name, const VerifyOptions& options) {
   EXPECT_TRUE(report.ok()) << report.error().message;
   if (!report.ok()) return {};
   EXPECT_FALSE(report->prompts.empty());
-  for (const VerifyPrompt& p : report->prompts) EXPECT_TRUE(p.passed) << name << " " << options.open.dtype << " " << p.name << ": " << p.failure;
+  for (const VerifyPrompt& p : report->prompts)
+    EXPECT_TRUE(p.passed) << name << " " << options.open.dtype << " " << p.name << ": " << p.failure;
   return *report;
 }
 

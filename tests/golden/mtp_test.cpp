@@ -20,10 +20,13 @@ TEST(Mtp, DraftsAgreeWithGreedyText) {
   ASSERT_EQ(m.model->mtp_modules(), 1);
   int64_t right = 0, drafts = 0;
   for (const char* question : {"What is 12 + 30?", "Calculate 515 plus 4.", "What is the capital of France?", "Is 17 a prime number?"}) {
-    std::vector<int32_t> ids = m.tokenizer->encode(
-        std::string("<\xef\xbd\x9c" "begin\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c><\xef\xbd\x9cUser\xef\xbd\x9c>") + question +
-            "<\xef\xbd\x9c" "Assistant\xef\xbd\x9c><think>",
-        {.add_special = false});
+    std::vector<int32_t> ids =
+        m.tokenizer->encode(std::string("<\xef\xbd\x9c"
+                                        "begin\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c><\xef\xbd\x9cUser\xef\xbd\x9c>") +
+                                question +
+                                "<\xef\xbd\x9c"
+                                "Assistant\xef\xbd\x9c><think>",
+                            {.add_special = false});
     size_t prompt = ids.size();
     BlockTable blocks(m.executor->kv());
     StepSequence step{.ids = ids, .blocks = &blocks};

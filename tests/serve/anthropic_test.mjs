@@ -1,7 +1,7 @@
 // Anthropic's own client (npm `@anthropic-ai/sdk`) against `dougong serve mini-r1`.
 import {done, equal, evaluation, eventually, load, ok, serve, watchdog} from './server.mjs';
 
-watchdog(40);
+watchdog(90);
 const Anthropic = load('@anthropic-ai/sdk').Anthropic;
 const server = await serve();
 const client = new Anthropic({apiKey: 'none', baseURL: server.api, maxRetries: 0});

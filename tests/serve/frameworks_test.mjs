@@ -2,7 +2,7 @@
 // LangChain (`@langchain/openai`), with their own parsing of streams, reasoning, tool calls and structured output.
 import {done, equal, evaluation, eventually, load, ok, serve, watchdog} from './server.mjs';
 
-watchdog(40);
+watchdog(90);
 const {generateObject, generateText, jsonSchema, embed, stepCountIs, streamText, tool} = load('ai');
 const {createOpenAICompatible} = load('@ai-sdk/openai-compatible');
 const {ChatOpenAI, OpenAI, OpenAIEmbeddings} = load('@langchain/openai');

@@ -2,7 +2,7 @@
 // embeddings, models, the responses API, errors as typed exceptions, aborts and timeouts.
 import {done, equal, evaluation, eventually, load, ok, pause, serve, watchdog} from './server.mjs';
 
-watchdog(60);
+watchdog(120);
 const OpenAI = load('openai').OpenAI;
 const Ajv = load('ajv').default;
 const server = await serve();

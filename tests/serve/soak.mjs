@@ -216,16 +216,16 @@ class Soak {
   }
 
   async slow() {
-    await this.check(
+    const result = await this.check(
       'slow', '/v1/completions',
-      {model: 'mini-r1', prompt: this.text(), max_tokens: this.fit(150), ignore_eos: true, stream: true, logprobs: 5}, () => false, {
+      {model: 'mini-r1', prompt: this.text(), max_tokens: this.fit(60), ignore_eos: true, stream: true, logprobs: 5}, () => false, {
         leave: (request, response) => {
           if (!response || !this.running) return;
           response.pause();
           setTimeout(() => response.resume(), 5 + this.int(30));
         },
       });
-    this.count('read slowly');
+    if (result.status === 200) this.count('read slowly');
   }
 
   async client() {

@@ -111,7 +111,8 @@ void CheckedBackend::compare(const char* name, const Tensor& tested, const Tenso
       different += static_cast<int32_t*>(tested.data)[a] != static_cast<int32_t*>(reference.data)[b];
     });
     if (different && first_difference_.empty())
-      first_difference_ = fmt::format("op {} {} {}: {} of {} ids differ", compared_, name, shape_text(tested), different, tested.elements());
+      first_difference_ =
+          fmt::format("op {} {} {}: {} of {} ids differ", compared_, name, shape_text(tested), different, tested.elements());
     return;
   }
   if (tested.dtype != Dtype::kF32) return;
@@ -126,8 +127,8 @@ void CheckedBackend::compare(const char* name, const Tensor& tested, const Tenso
   double relative = worst / (rms + 1e-6);
   if (!(relative <= worst_)) worst_ = relative;
   if (!(relative <= tolerance_) && first_difference_.empty())
-    first_difference_ = fmt::format("op {} {} {}: max error {:.3g}, {:.3g} of the reference's rms {:.3g}, tolerance {:.3g}", compared_, name,
-                                    shape_text(tested), worst, relative, rms, tolerance_);
+    first_difference_ = fmt::format("op {} {} {}: max error {:.3g}, {:.3g} of the reference's rms {:.3g}, tolerance {:.3g}", compared_,
+                                    name, shape_text(tested), worst, relative, rms, tolerance_);
 }
 
 // The cache is shared by both; what was written is read back and compared with the values themselves.
@@ -144,7 +145,8 @@ void CheckedBackend::both(const char* name, const KvWrite& op, void (Backend::*)
     Tensor block = op.cache.data.slice(0, slot / per_block, 1).slice(1, slot % per_block, 1);
     Tensor row = Tensor::of(block.data, op.cache.data.dtype, {1, static_cast<int64_t>(width)});
     reference_->copy({.out = Tensor::of(back.data() + t * width, Dtype::kF32, {1, row.cols()}), .x = row});
-    Tensor value = op.values.slice(0, static_cast<int64_t>(t), 1), want = Tensor::of(expected.data() + t * width, Dtype::kF32, {1, row.cols()});
+    Tensor value = op.values.slice(0, static_cast<int64_t>(t), 1),
+           want = Tensor::of(expected.data() + t * width, Dtype::kF32, {1, row.cols()});
     if (row.dtype == Dtype::kF32) {
       reference_->copy({.out = want, .x = value});
     } else {

@@ -253,8 +253,8 @@ class ReferenceBackend : public Backend {
 
  private:
   // One query row against `visible` keys and values: softmax(q k * scale) v.
-  static void attend(const float* q, const float* k, const float* v, size_t k_stride, size_t v_stride, int64_t visible,
-                     int64_t k_dim, int64_t v_dim, float scale, std::vector<float>& scores, float* out) {
+  static void attend(const float* q, const float* k, const float* v, size_t k_stride, size_t v_stride, int64_t visible, int64_t k_dim,
+                     int64_t v_dim, float scale, std::vector<float>& scores, float* out) {
     scores.assign(static_cast<size_t>(visible), 0.0f);
     float top = -INFINITY, total = 0;
     for (size_t j = 0; j < scores.size(); j++) {
@@ -274,7 +274,8 @@ class ReferenceBackend : public Backend {
   static std::vector<int> best(const std::vector<float>& values, int n) {
     std::vector<int> order(values.size());
     for (size_t i = 0; i < order.size(); i++) order[i] = static_cast<int>(i);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)]; });
     order.resize(static_cast<size_t>(n));
     return order;
   }

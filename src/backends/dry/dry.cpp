@@ -38,11 +38,11 @@ ScratchNeed scratch_of(const MlaAttention& op) { return {op.scratch, mla_attenti
 ScratchNeed scratch_of(const MoeExperts& op) { return {op.scratch, moe_experts_scratch_bytes(op)}; }
 }  // namespace
 
-#define DG_DRY_OP(method, Op)                                        \
-  void DryBackend::method(const Op& op) {                            \
-    count(#method, op);                                              \
-    auto need = scratch_of(op);                                      \
-    if (need.arena) touch_scratch(need.arena, need.bytes);           \
+#define DG_DRY_OP(method, Op)                              \
+  void DryBackend::method(const Op& op) {                  \
+    count(#method, op);                                    \
+    auto need = scratch_of(op);                            \
+    if (need.arena) touch_scratch(need.arena, need.bytes); \
   }
 DG_OPS(DG_DRY_OP)
 #undef DG_DRY_OP

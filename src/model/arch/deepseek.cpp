@@ -16,7 +16,8 @@ struct MtpModule {
 class DeepseekModel : public Model {
  public:
   DeepseekModel(const ModelConfig& config, WeightStore& store, MoeBlock::Routing routing, bool mtp) : config_(config) {
-    if (config.mla.kv_lora == 0) store.fail(input_error(fmt::format("{}: kv_lora_rank is missing: this architecture uses MLA", config.origin)));
+    if (config.mla.kv_lora == 0)
+      store.fail(input_error(fmt::format("{}: kv_lora_rank is missing: this architecture uses MLA", config.origin)));
     decoder_.declare_ends(store, config, std::max<int64_t>(2, config.mla.rope));
     for (int64_t i = 0; i < config.layers; i++)
       declare_layer(store, decoder_.layers[static_cast<size_t>(i)], fmt::format("model.layers.{}.", i), config.is_moe_layer(i), routing);

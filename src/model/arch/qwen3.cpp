@@ -5,8 +5,7 @@
 namespace dg {
 
 std::unique_ptr<Model> make_qwen3(const ModelConfig& config, WeightStore& store) {
-  return make_dense(config, store,
-                    {.attention = {.qkv_bias = config.attention_bias, .o_bias = config.attention_bias, .head_norm = true}});
+  return make_dense(config, store, {.attention = {.qkv_bias = config.attention_bias, .o_bias = config.attention_bias, .head_norm = true}});
 }
 
 }  // namespace dg

@@ -43,15 +43,31 @@ Tensor GqaAttention::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary&
   Arena::Scope scope(c.arena);
   Tensor queries = linear(c, x, q, q_bias), keys = linear(c, x, k, k_bias), values = linear(c, x, v, v_bias);
   Tensor q_heads = queries.split_last(heads), k_heads = keys.split_last(kv_heads);
-  c.backend.head_norm_rope({.x = q_heads, .weight = q_norm, .eps = eps, .positions = batch.positions, .inv_freq = rotary.inv_freq,
-                            .interleaved = false, .magnitude = rotary.magnitude});
-  c.backend.head_norm_rope({.x = k_heads, .weight = k_norm, .eps = eps, .positions = batch.positions, .inv_freq = rotary.inv_freq,
-                            .interleaved = false, .magnitude = rotary.magnitude});
+  c.backend.head_norm_rope({.x = q_heads,
+                            .weight = q_norm,
+                            .eps = eps,
+                            .positions = batch.positions,
+                            .inv_freq = rotary.inv_freq,
+                            .interleaved = false,
+                            .magnitude = rotary.magnitude});
+  c.backend.head_norm_rope({.x = k_heads,
+                            .weight = k_norm,
+                            .eps = eps,
+                            .positions = batch.positions,
+                            .inv_freq = rotary.inv_freq,
+                            .interleaved = false,
+                            .magnitude = rotary.magnitude});
   c.backend.kv_write({.cache = c.kv.part(k_part), .values = keys, .slots = batch.slots});
   c.backend.kv_write({.cache = c.kv.part(v_part), .values = values, .slots = batch.slots});
   Tensor attended = c.arena.alloc({x.rows(), heads, head_dim});
-  c.backend.attention({.out = attended, .q = q_heads, .k_cache = c.kv.part(k_part), .v_cache = c.kv.part(v_part),
-                       .sequences = batch.sequences, .kv_heads = static_cast<int>(kv_heads), .scale = scale, .scratch = &c.arena});
+  c.backend.attention({.out = attended,
+                       .q = q_heads,
+                       .k_cache = c.kv.part(k_part),
+                       .v_cache = c.kv.part(v_part),
+                       .sequences = batch.sequences,
+                       .kv_heads = static_cast<int>(kv_heads),
+                       .scale = scale,
+                       .scratch = &c.arena});
   c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * head_dim}), .weight = o, .bias = o_bias});
   return out;
 }
@@ -82,7 +98,9 @@ void MlaBlock::declare(WeightStore& store, const std::string& prefix, const Mode
   }
 }
 
-void MlaBlock::register_cache(CacheLayout& layout, const std::string& name) { part = layout.add(name + ".latent", dims.kv_lora + dims.rope); }
+void MlaBlock::register_cache(CacheLayout& layout, const std::string& name) {
+  part = layout.add(name + ".latent", dims.kv_lora + dims.rope);
+}
 
 Tensor MlaBlock::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
   Tensor out = c.arena.alloc({x.rows(), o.out});
@@ -100,15 +118,24 @@ Tensor MlaBlock::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rot
   Tensor compressed = latent.slice(1, 0, dims.kv_lora);
   c.backend.rms_norm({.out = compressed, .x = compressed, .weight = kv_norm, .eps = kLatentEps});
   auto rotate = [&](Tensor heads_view) {
-    c.backend.rope({.x = heads_view, .positions = batch.positions, .inv_freq = rotary.inv_freq, .interleaved = true, .magnitude = rotary.magnitude});
+    c.backend.rope(
+        {.x = heads_view, .positions = batch.positions, .inv_freq = rotary.inv_freq, .interleaved = true, .magnitude = rotary.magnitude});
   };
   rotate(q_heads.slice(2, dims.nope, dims.rope));
   rotate(latent.slice(1, dims.kv_lora, dims.rope).split_last(1));  // one rotary key shared by all heads
   c.backend.kv_write({.cache = c.kv.part(part), .values = latent, .slots = batch.slots});
   Tensor attended = c.arena.alloc({x.rows(), heads, dims.v_dim});
-  c.backend.mla_attention({.out = attended, .q = q_heads, .cache = c.kv.part(part), .kv_b = kv_b, .sequences = batch.sequences,
-                           .nope = static_cast<int>(dims.nope), .rope = static_cast<int>(dims.rope), .v_dim = static_cast<int>(dims.v_dim),
-                           .kv_lora = static_cast<int>(dims.kv_lora), .scale = scale, .scratch = &c.arena});
+  c.backend.mla_attention({.out = attended,
+                           .q = q_heads,
+                           .cache = c.kv.part(part),
+                           .kv_b = kv_b,
+                           .sequences = batch.sequences,
+                           .nope = static_cast<int>(dims.nope),
+                           .rope = static_cast<int>(dims.rope),
+                           .v_dim = static_cast<int>(dims.v_dim),
+                           .kv_lora = static_cast<int>(dims.kv_lora),
+                           .scale = scale,
+                           .scratch = &c.arena});
   c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * dims.v_dim}), .weight = o, .bias = o_bias});
   return out;
 }

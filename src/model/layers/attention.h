@@ -36,8 +36,8 @@ struct MlaBlock {
   void register_cache(CacheLayout& layout, const std::string& name);
   Tensor forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const;
 
-  Weight q_a, q_b;      // with a low-rank query
-  Weight q;             // without (V2-Lite)
+  Weight q_a, q_b;  // with a low-rank query
+  Weight q;         // without (V2-Lite)
   Weight kv_a, kv_b, o;
   Tensor q_norm, kv_norm;
   Tensor q_a_bias, kv_a_bias, o_bias;  // attention_bias checkpoints

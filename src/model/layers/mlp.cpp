@@ -56,9 +56,15 @@ Tensor MoeBlock::forward(Ctx& c, Tensor x) const {
   Arena::Scope scope(c.arena);
   Tensor logits = linear(c, x, router);
   Tensor ids = c.arena.alloc(Dtype::kI32, {x.rows(), config.top_k}), weights = c.arena.alloc({x.rows(), config.top_k});
-  c.backend.moe_route({.ids = ids, .weights = weights, .logits = logits, .bias = bias, .score = routing.score,
-                       .group_score = routing.group_score, .groups = routing.groups ? static_cast<int>(config.groups) : 1,
-                       .top_groups = routing.groups ? static_cast<int>(config.top_groups) : 1, .normalise = routing.normalise,
+  c.backend.moe_route({.ids = ids,
+                       .weights = weights,
+                       .logits = logits,
+                       .bias = bias,
+                       .score = routing.score,
+                       .group_score = routing.group_score,
+                       .groups = routing.groups ? static_cast<int>(config.groups) : 1,
+                       .top_groups = routing.groups ? static_cast<int>(config.top_groups) : 1,
+                       .normalise = routing.normalise,
                        .routed_scale = config.routed_scale});
   c.backend.moe_experts({.out = out, .x = x, .ids = ids, .weights = weights, .experts = experts, .first = 0, .scratch = &c.arena});
   return out;

@@ -18,7 +18,7 @@ struct MoeBlock {
   struct Routing {
     RouterScore score = RouterScore::kSoftmax;
     GroupScore group_score = GroupScore::kMax;
-    bool groups = false;          // limit the choice to the best groups
+    bool groups = false;  // limit the choice to the best groups
     bool normalise = false;
     bool correction_bias = false;  // e_score_correction_bias
   };

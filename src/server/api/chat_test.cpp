@@ -6,9 +6,8 @@ namespace dg::api {
 namespace {
 
 constexpr const char* kChat = "/v1/chat/completions";
-constexpr const char* kTools =
-    R"("tools":[{"type":"function","function":{"name":"add","description":"adds","parameters":{"type":"object",)"
-        R"("properties":{"a":{"type":"integer"}}}}}])";
+constexpr const char* kTools = R"("tools":[{"type":"function","function":{"name":"add","description":"adds","parameters":{"type":"object",)"
+                               R"("properties":{"a":{"type":"integer"}}}}}])";
 
 std::string chat_body(const std::string& more) {
   return R"({"messages":[{"role":"user","content":"Hi"}])" + (more.empty() ? "" : "," + more) + "}";
@@ -42,7 +41,7 @@ TEST_F(ChatTest, WholeAnswerHasReasoningContentAndUsage) {
   EXPECT_EQ(responder->answer->status, 200);
   std::string expected =
       R"({"id":"chatcmpl-r1","object":"chat.completion","created":0,"model":"org/mini","choices":[{"index":0,)"
-          R"("message":{"role":"assistant",)"
+      R"("message":{"role":"assistant",)"
       R"("content":"Hello \"you\"","refusal":null,"reasoning_content":"let me see","reasoning":"let me see"},"logprobs":null,)"
       R"("finish_reason":"stop","stop_reason":null}],"usage":{"prompt_tokens":5,"completion_tokens":4,"total_tokens":9,)"
       R"("prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":2}}})";
@@ -165,14 +164,13 @@ TEST_F(ChatTest, DefaultsAreTheRequestsOverTheModelsOverOpenAis) {
   options.generation.temperature = 0.6;
   options.generation.top_p = 0.95;
   post(kChat, chat_body(""));
-  post(
-      kChat,
-      chat_body(
-          R"("temperature":0,"top_p":0.5,"top_k":-1,"seed":7,"min_p":0.1,"typical_p":0.9,"repetition_penalty":1.1,"presence_penalty":-2,)"
-          R"("frequency_penalty":2,"logit_bias":{"42":-100},"stop":["x",""],"stop_token_ids":[5,1],"ignore_eos":true,"min_tokens":2,)"
-          R"("include_stop_str_in_output":true,"skip_special_tokens":false,"priority":-3,"cache_salt":"s","request_id":"mine",)"
-              R"("timeout":2.5,)"
-          R"("max_tokens":1,"max_completion_tokens":2,"unknown":{})"));
+  post(kChat,
+       chat_body(
+           R"("temperature":0,"top_p":0.5,"top_k":-1,"seed":7,"min_p":0.1,"typical_p":0.9,"repetition_penalty":1.1,"presence_penalty":-2,)"
+           R"("frequency_penalty":2,"logit_bias":{"42":-100},"stop":["x",""],"stop_token_ids":[5,1],"ignore_eos":true,"min_tokens":2,)"
+           R"("include_stop_str_in_output":true,"skip_special_tokens":false,"priority":-3,"cache_salt":"s","request_id":"mine",)"
+           R"("timeout":2.5,)"
+           R"("max_tokens":1,"max_completion_tokens":2,"unknown":{})"));
   ASSERT_EQ(engine.submitted.size(), 2u);
   const EngineRequest& plain = engine.submitted[0].request;
   EXPECT_EQ(plain.sampling.temperature, 0.6);

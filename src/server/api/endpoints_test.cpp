@@ -104,10 +104,9 @@ TEST_F(EndpointsTest, WhatOperatorsDo) {
                     .generated_tokens = 4,
                     .blocks = 5,
                     .priority = -1}};
-  EXPECT_EQ(
-      call("GET", "/debug/requests", "", true)->answer->body,
-      R"({"requests":[{"id":"a\"b","tenant":"t","stage":"decode","age_s":1.500,"prompt_tokens":3,"generated_tokens":4,)"
-          R"("blocks":5,"priority":-1}]})");
+  EXPECT_EQ(call("GET", "/debug/requests", "", true)->answer->body,
+            R"({"requests":[{"id":"a\"b","tenant":"t","stage":"decode","age_s":1.500,"prompt_tokens":3,"generated_tokens":4,)"
+            R"("blocks":5,"priority":-1}]})");
   EXPECT_EQ(call("POST", "/admin/abort", R"({"request_id":"chatcmpl-known"})", true)->answer->body, R"({"aborted":1})");
   EXPECT_EQ(engine.cancelled_ids, (std::vector<std::string>{"chatcmpl-known", "known"}));
   EXPECT_EQ(call("POST", "/admin/abort", R"({"request_id":"cmpl-"})", true)->answer->body, R"({"aborted":0})");

@@ -33,7 +33,7 @@ TEST_F(MessagesTest, StreamOfThinkingTextAndToolUse) {
   }
   std::vector<std::string> expected = {
       R"({"type":"message_start","message":{"id":"msg_r1","type":"message","role":"assistant","model":"mini","content":[],)"
-          R"("stop_reason":null,)"
+      R"("stop_reason":null,)"
       R"("stop_sequence":null,"usage":{"input_tokens":)" +
           tokens + R"(,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":0}}})",
       R"({"type":"ping"})",
@@ -68,9 +68,8 @@ TEST_F(MessagesTest, WholeAnswerAndStopSequence) {
 }
 
 TEST_F(MessagesTest, ConversationWithToolsIsTranslated) {
-  auto responder = post(
-      kMessages,
-      R"({"max_tokens":5,"tools":[{"name":"add","input_schema":{"type":"object"}}],"tool_choice":{"type":"any",
+  auto responder = post(kMessages,
+                        R"({"max_tokens":5,"tools":[{"name":"add","input_schema":{"type":"object"}}],"tool_choice":{"type":"any",
           "disable_parallel_tool_use":true},
     "messages":[{"role":"user","content":"1+1"},
       {"role":"assistant","content":[{"type":"thinking","thinking":"t","signature":""},{"type":"text","text":"Adding."},
@@ -102,27 +101,22 @@ TEST_F(MessagesTest, ErrorsHaveAnthropicsShape) {
     EXPECT_EQ(responder->answer->status, status) << body;
     EXPECT_EQ(responder->answer->body, json);
   };
-  expect(
-      R"({"messages":[{"role":"user","content":"x"}]})", 400,
-      R"({"type":"error","error":{"type":"invalid_request_error",)"
-          R"("message":"max_tokens: expected an integer of at least 1, found nothing"}})");
-  expect(
-      R"({"max_tokens":1,"messages":[{"role":"user","content":[{"type":"image"}]}]})", 400,
-      R"({"type":"error","error":{"type":"invalid_request_error",)"
-          R"("message":"messages[0].content[0].type: expected \"text\" or \"tool_result\" (this )"
-      R"(server reads text only), found \"image\""}})");
-  expect(
-      R"({"max_tokens":1,"model":"claude"})", 404,
-      R"({"type":"error","error":{"type":"not_found_error",)"
-          R"("message":"model: expected a model that is served here (mini, org/mini), found \"claude\""}})");
-  expect(
-      R"({"max_tokens":1})", 400,
-      R"({"type":"error","error":{"type":"invalid_request_error",)"
-          R"("message":"messages: expected a list with at least one message, found nothing"}})");
-  expect(
-      R"({"max_tokens":1,"tools":[{"name":"x"}],"messages":[{"role":"user","content":"x"}]})", 400,
-      R"({"type":"error","error":{"type":"invalid_request_error",)"
-          R"("message":"tools[0].input_schema: expected an object with a JSON schema, found nothing"}})");
+  expect(R"({"messages":[{"role":"user","content":"x"}]})", 400,
+         R"({"type":"error","error":{"type":"invalid_request_error",)"
+         R"("message":"max_tokens: expected an integer of at least 1, found nothing"}})");
+  expect(R"({"max_tokens":1,"messages":[{"role":"user","content":[{"type":"image"}]}]})", 400,
+         R"({"type":"error","error":{"type":"invalid_request_error",)"
+         R"("message":"messages[0].content[0].type: expected \"text\" or \"tool_result\" (this )"
+         R"(server reads text only), found \"image\""}})");
+  expect(R"({"max_tokens":1,"model":"claude"})", 404,
+         R"({"type":"error","error":{"type":"not_found_error",)"
+         R"("message":"model: expected a model that is served here (mini, org/mini), found \"claude\""}})");
+  expect(R"({"max_tokens":1})", 400,
+         R"({"type":"error","error":{"type":"invalid_request_error",)"
+         R"("message":"messages: expected a list with at least one message, found nothing"}})");
+  expect(R"({"max_tokens":1,"tools":[{"name":"x"}],"messages":[{"role":"user","content":"x"}]})", 400,
+         R"({"type":"error","error":{"type":"invalid_request_error",)"
+         R"("message":"tools[0].input_schema: expected an object with a JSON schema, found nothing"}})");
   engine.refuse_after = 0;
   expect(R"({"max_tokens":1,"messages":[{"role":"user","content":"x"}]})", 429,
          R"({"type":"error","error":{"type":"rate_limit_error","message":"the queue is full"}})");
