@@ -143,9 +143,11 @@ void Scheduler::plan(StepPlan& plan) {
   }
   for (Sequence* s : running_)
     if (!s->paused() && !s->decoding() && budget > 0) plan_prompt(*s, plan, &budget, &logit_budget);
-  while (budget > 0 && logit_budget > 0 && running() < options_.max_running) {
+  while (budget > 0 && logit_budget > 0) {
     Sequence* next = best_waiting();
-    if (!next || !admit(*next, plan, &budget, &logit_budget)) break;
+    if (!next) break;
+    if (running() < options_.max_running && admit(*next, plan, &budget, &logit_budget)) continue;
+    if (!preempt_paused()) break;
   }
 }
 
@@ -236,6 +238,16 @@ bool Scheduler::preempt_for(const Sequence& s) {
   CHECK(victim != &s || running_.size() > 1 || !s.blocks.blocks().empty()) << "a request that fits alone found no block";
   preempt(*victim);
   return victim == &s;
+}
+
+// Clients that do not read must not keep the others out.
+bool Scheduler::preempt_paused() {
+  for (size_t i = running_.size(); i-- > 0;) {
+    if (!running_[i]->paused()) continue;
+    preempt(*running_[i]);
+    return true;
+  }
+  return false;
 }
 
 void Scheduler::preempt(Sequence& s) {

@@ -83,6 +83,7 @@ class Scheduler {
   bool make_room(int64_t blocks, const Sequence* except);
   bool reserve(Sequence& sequence, int64_t tokens);
   bool preempt_for(const Sequence& sequence);
+  bool preempt_paused();
   void preempt(Sequence& sequence);
   void release_blocks(Sequence& sequence);
   void insert_blocks(Sequence& sequence, int64_t tokens);

@@ -232,6 +232,23 @@ TEST(Scheduler, PausedRequestsKeepTheirBlocksAndGetNoRows) {
   EXPECT_EQ(w.step(), 1);
 }
 
+TEST(Scheduler, PausedRequestsMakeRoomForNewcomers) {
+  SchedulerOptions options = small();
+  options.max_running = 2;
+  World w(12, options);
+  RequestState& slow = w.add(numbers(8), 20);
+  RequestState& other = w.add(numbers(8, 100), 20);
+  w.step();
+  slow.paused = other.paused = true;
+  w.add(numbers(20, 200), 4);  // needs a place and more blocks than are free
+  EXPECT_GT(w.step(), 0);
+  while (w.scheduler.requests() > 2) ASSERT_GT(w.step(), 0);
+  EXPECT_EQ(w.step(), 0);
+  slow.paused = other.paused = false;
+  for (int i = 0; i < 200 && w.scheduler.requests() > 0; i++) w.step();
+  EXPECT_EQ(w.ended.size(), 3u);
+}
+
 TEST(Scheduler, DeadlinesExpireInOrder) {
   World w(64, small());
   auto t0 = EngineClock::time_point{} + std::chrono::hours(1);
