@@ -93,6 +93,13 @@ Result<SpeculationMethod> speculation(const Options& options, const Model& model
   return input_error("--spec-method mtp: this checkpoint has no MTP module (num_nextn_predict_layers); use ngram or none");
 }
 
+// Any one request may use all of the KV cache; unlike `generate` and `eval`, nothing keeps a share for each of --max-num-seqs:
+// the scheduler lets requests wait or preempts them.
+int64_t longest_context(const Options& options, const OpenedModel& model) {
+  int64_t asked = options.integer("max-model-len");
+  return std::min({model.config.max_position, model.executor->options().kv_tokens, asked > 0 ? asked : INT64_MAX});
+}
+
 Result<ServiceOptions> read_service_options(const Options& options, const OpenedModel& model) {
   ServiceOptions service;
   service.model_path = model.path;
@@ -112,7 +119,7 @@ Result<ServiceOptions> read_service_options(const Options& options, const Opened
     return input_error(
         fmt::format("--reasoning-parser: expected auto, deepseek_r1, deepseek_v3, qwen3 or none, found {}", in_quotes(reasoning)));
   service.parse_reasoning = reasoning != "none";
-  service.max_model_len = max_context(model);
+  service.max_model_len = longest_context(options, model);
   service.request_timeout = milliseconds(options.number("request-timeout"));
   service.max_n = static_cast<int>(std::min<int64_t>(64, options.integer("max-num-seqs")));
   return service;
@@ -138,7 +145,7 @@ Result<int> run_serve(const Options& options) {
   DG_ASSIGN(ServiceOptions service_options, read_service_options(options, *model));
 
   EngineOptions engine_options;
-  engine_options.max_model_len = max_context(*model);
+  engine_options.max_model_len = longest_context(options, *model);
   engine_options.max_step_tokens = model->executor->options().max_step_tokens;
   engine_options.max_running = options.integer("max-num-seqs");
   engine_options.max_waiting = options.integer("max-queue");

@@ -272,7 +272,7 @@ void EngineImpl::expire(EngineClock::time_point now) {
       if (sequence->state != Sequence::State::kFinished)
         batch_.items.push_back({.at = r->output.get(), .index = sequence->index, .finished = true, .reason = FinishReason::kDeadline});
     end(*r, FinishReason::kDeadline,
-        Error{ErrorKind::kCancelled, fmt::format("the request's deadline passed after {:.1f} s", seconds(now - r->usage.times.arrived))},
+        Error{ErrorKind::kCancelled, fmt::format("the request's deadline passed after {:.3g} s", seconds(now - r->usage.times.arrived))},
         now);
   }
 }
