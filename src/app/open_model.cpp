@@ -155,8 +155,9 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.max_step_sequences = options.max_sequences;
   executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
-  executor.arena_bytes =
-      measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length, executor.max_logit_rows);
+  executor.max_decode_rows = options.max_decode_rows;
+  executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
+                                             executor.max_logit_rows, options.max_decode_rows);
   DG_ASSIGN(opened->executor, Executor::create(*opened->backend, *opened->model, executor));
   return opened;
 }

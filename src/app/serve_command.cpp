@@ -137,7 +137,7 @@ Result<int> run_serve(const Options& options) {
   open.max_sequences = options.integer("max-num-seqs");
   int64_t rows = options.integer("max-num-seqs") * (1 + (options.text("spec-method") == "none" ? 0 : options.integer("spec-tokens")));
   open.max_step_tokens = std::max(open.max_step_tokens, rows);
-  open.max_logit_rows = rows;
+  open.max_logit_rows = open.max_decode_rows = rows;
   open.kv_memory_share = 0.6;
   open.kv_bytes = options.integer("kv-cache-memory-bytes");
   open.block_tokens = static_cast<int>(options.integer("block-size"));

@@ -39,7 +39,7 @@ Result<std::unique_ptr<Engine>> Engine::create(Executor& executor, const Tokeniz
   EngineParts parts{.allocator = &executor.kv().allocator(),
                     .block_tokens = limits.block_tokens,
                     .vocab = executor.model().config().vocab,
-                    .max_logit_rows = limits.max_logit_rows,
+                    .max_logit_rows = std::min(limits.max_logit_rows, std::max(limits.max_decode_rows, limits.max_step_sequences)),
                     .tokenizer = &tokenizer};
   auto runner = std::make_unique<ModelStepRunner>(executor, options);
   parts.runner = runner.get();

@@ -17,6 +17,7 @@ struct ExecutorOptions {
   int64_t max_step_tokens = 512;  // rows of one step
   int64_t max_step_sequences = 64;
   int64_t max_logit_rows = 64;  // rows of logits of one step (max_step_tokens for perplexity and verification)
+  int64_t max_decode_rows = 0;  // generation rows of one step that the arena suffices for; 0: max_step_sequences
   size_t arena_bytes = 0;       // from plan/sizing.h for the same limits
 };
 

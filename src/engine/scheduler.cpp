@@ -141,6 +141,7 @@ void Scheduler::plan(StepPlan& plan) {
     }
     plan.decode_tokens += item.rows;
   }
+  decode_rows_left_ = options_.max_logit_rows - plan.decode_tokens;
   for (Sequence* s : running_)
     if (!s->paused() && !s->decoding() && budget > 0) plan_prompt(*s, plan, &budget, &logit_budget);
   while (budget > 0 && logit_budget > 0) {
@@ -160,6 +161,7 @@ bool Scheduler::plan_prompt(Sequence& s, StepPlan& plan, int64_t* budget, int64_
   int64_t rows = std::min(end - s.computed, *budget);
   if (options_.max_prefill_chunk > 0) rows = std::min(rows, options_.max_prefill_chunk);
   if (prompt_logits) rows = std::min(rows, *logit_budget);
+  if (!prompt) rows = std::min(rows, decode_rows_left_);
   bool last = s.computed + rows == static_cast<int64_t>(s.ids.size());
   if (last && *logit_budget == 0) rows--, last = false;
   if (rows <= 0) return false;
@@ -170,6 +172,7 @@ bool Scheduler::plan_prompt(Sequence& s, StepPlan& plan, int64_t* budget, int64_
                         .wants_token = last && s.request.request.pooling == Pooling::kNone,
                         .prompt_logits = prompt_logits});
   *budget -= rows;
+  if (!prompt) decode_rows_left_ -= rows;
   *logit_budget -= prompt_logits ? rows : last;
   plan.prefill_tokens += rows;
   return true;
@@ -200,10 +203,11 @@ bool Scheduler::admit(Sequence& s, StepPlan& plan, int64_t* budget, int64_t* log
   s.ran_before = true;
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &s, [](auto* a, auto* b) { return run_order(*a) < run_order(*b); }),
                   &s);
-  if (s.decoding()) {  // it was preempted, and all but its last token is still cached
+  if (s.decoding()) {                         // it was preempted, and all but its last token is still cached
+    if (decode_rows_left_ == 0) return true;  // others fill the step; it is among them in the next
     plan.items.push_back({.sequence = &s, .begin = s.computed, .rows = 1, .decode = true, .wants_token = true});
     plan.decode_tokens++;
-    --*budget, --*logit_budget;
+    --*budget, --*logit_budget, --decode_rows_left_;
     return true;
   }
   plan_prompt(s, plan, budget, logit_budget);

@@ -27,7 +27,7 @@ struct SchedulerOptions {
   int64_t max_step_tokens = 512;
   int64_t max_running = 64;
   int64_t max_prefill_chunk = 0;  // 0: the step's budget
-  int64_t max_logit_rows = 64;    // at least max_running
+  int64_t max_logit_rows = 64;    // at least max_running; also the most generation rows (drafts, replayed tokens) of a step
   bool prefix_cache = true;
   // Only blocks computed as prompt rows are shared: generated rows may differ from them in rounding.
   bool deterministic = false;
@@ -99,6 +99,7 @@ class Scheduler {
   std::vector<Sequence*> running_;  // in run order
   std::map<std::string, Tenant> tenants_;
   int64_t waiting_ = 0;
+  int64_t decode_rows_left_ = 0;  // of the step that is planned
   uint64_t next_order_ = 1, preemptions_ = 0;
   EngineClock::time_point next_deadline_ = EngineClock::time_point::max();
 };

@@ -40,7 +40,9 @@ struct World {
   int64_t step(int accept = 0) {
     gone.clear();
     scheduler.plan(plan);
-    int64_t rows = 0;
+    int64_t rows = 0, decode_rows = 0;
+    for (const StepItem& item : plan.items) decode_rows += item.decode ? item.rows : 0;
+    EXPECT_LE(decode_rows, scheduler.options().max_logit_rows) << "the arena was made for so many generation rows";
     std::vector<RequestState*> done;
     for (const StepItem& item : plan.items) {
       Sequence& s = *item.sequence;

@@ -15,8 +15,16 @@ StepCost dry_run_step(Model& model, const StepShape& shape, Dtype kv_dtype) {
   Arena arena(reinterpret_cast<void*>(uintptr_t{1} << 45), size_t{1} << 45);
   std::vector<int32_t> blocks(static_cast<size_t>((shape.kv_len + 15) / 16), 0);
   std::vector<SequenceSlice> slices;
+  int64_t front = std::min(shape.decode_rows, shape.tokens);
+  if (front > 0)
+    slices.push_back({.q_begin = 0,
+                      .q_len = static_cast<int>(front),
+                      .kv_len = static_cast<int>(std::max(shape.kv_len, front)),
+                      .blocks = blocks.data(),
+                      .decode = true});
+  int64_t rest = shape.tokens - front;
   for (int64_t i = 0; i < shape.sequences; i++) {
-    int64_t begin = shape.tokens * i / shape.sequences, end = shape.tokens * (i + 1) / shape.sequences;
+    int64_t begin = front + rest * i / shape.sequences, end = front + rest * (i + 1) / shape.sequences;
     if (end == begin) continue;
     slices.push_back({.q_begin = static_cast<int>(begin),
                       .q_len = static_cast<int>(end - begin),
@@ -32,7 +40,8 @@ StepCost dry_run_step(Model& model, const StepShape& shape, Dtype kv_dtype) {
   return {.arena_bytes = arena.peak(), .by_op = dry.by_op(), .total = dry.total()};
 }
 
-size_t measure_arena_bytes(Model& model, int64_t max_tokens, int64_t max_sequences, int64_t max_kv_len, int64_t max_logit_rows) {
+size_t measure_arena_bytes(Model& model, int64_t max_tokens, int64_t max_sequences, int64_t max_kv_len, int64_t max_logit_rows,
+                           int64_t max_decode_rows) {
   size_t bytes = 0;
   auto consider = [&](StepShape shape) {
     shape.logit_rows = std::min(max_logit_rows, shape.tokens);
@@ -40,7 +49,10 @@ size_t measure_arena_bytes(Model& model, int64_t max_tokens, int64_t max_sequenc
     shape.mtp = true;
     bytes = std::max(bytes, dry_run_step(model, shape, Dtype::kF32).arena_bytes);
   };
+  int64_t decode_rows = std::min(max_tokens, std::max(max_sequences, max_decode_rows));
   consider({.tokens = max_tokens, .sequences = 1});
+  consider({.tokens = max_tokens, .sequences = 1, .decode_rows = decode_rows});
+  consider({.tokens = decode_rows, .sequences = 1, .decode = true});
   consider({.tokens = max_tokens, .sequences = std::min(max_tokens, max_sequences)});
   consider({.tokens = std::min(max_tokens, max_sequences), .sequences = std::min(max_tokens, max_sequences), .decode = true});
   return bytes;

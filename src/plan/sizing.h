@@ -13,7 +13,9 @@ struct StepShape {
   int64_t sequences = 1;  // they are split over this many sequences
   int64_t kv_len = 512;   // context of each sequence after the step
   int64_t logit_rows = 1;
-  bool decode = false;  // generation rows (absorbed MLA) instead of prefill
+  // Of the rows, so many are generation rows of one more sequence in front of the others (a mixed step).
+  int64_t decode_rows = 0;
+  bool decode = false;  // all are generation rows (absorbed MLA) instead of prefill
   bool mtp = false;     // also run the MTP module behind it
 };
 
@@ -25,7 +27,9 @@ struct StepCost {
 
 StepCost dry_run_step(Model& model, const StepShape& shape, Dtype kv_dtype);
 
-// Arena that suffices for every step within these limits, prefill or decode, with or without MTP.
-size_t measure_arena_bytes(Model& model, int64_t max_tokens, int64_t max_sequences, int64_t max_kv_len, int64_t max_logit_rows);
+// Arena that suffices for every step within these limits, with or without MTP: prompts, generation (at most max_decode_rows rows,
+// drafts and replayed tokens included; 0: max_sequences), and both mixed.
+size_t measure_arena_bytes(Model& model, int64_t max_tokens, int64_t max_sequences, int64_t max_kv_len, int64_t max_logit_rows,
+                           int64_t max_decode_rows = 0);
 
 }  // namespace dg

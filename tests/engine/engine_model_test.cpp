@@ -62,6 +62,7 @@ class EngineOnModel : public ::testing::Test {
                      .max_step_tokens = setup.max_step_tokens,
                      .max_sequences = setup.sequences,
                      .max_logit_rows = setup.sequences * (1 + setup.draft_tokens),
+                     .max_decode_rows = setup.sequences * (1 + setup.draft_tokens),
                      .kv_bytes = setup.kv_bytes,
                      .progress = false};
     auto opened = open_model(std::string(DG_SOURCE_DIR) + "/models/mini-r1", open);
