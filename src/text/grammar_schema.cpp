@@ -21,7 +21,7 @@ constexpr uint64_t kMaxLength = UINT32_MAX - 1;
 
 class SchemaBuilder {
  public:
-  SchemaBuilder(Ast& ast, const Json& root) : ast_(ast), root_(root), merger_(root) {}
+  SchemaBuilder(Ast& ast, const Json& root) : ast_(ast), merger_(root) {}
 
   Result<RuleId> run() {
     const RuleId root = reference_rule("#");
@@ -429,7 +429,6 @@ class SchemaBuilder {
   }
 
   Ast& ast_;
-  const Json& root_;
   SchemaMerger merger_;
   std::optional<JsonRules> json_;
   std::map<std::string, RuleId> references_;

@@ -271,7 +271,7 @@ Result<Json> SchemaMerger::merge(const Json& a, const Json& b, const std::string
     }
     Json& mine = out[key];
     if (mine == value) continue;
-    auto number = [&] { return mine.is_number() && value.is_number(); };
+    auto number = [&mine, &other = value] { return mine.is_number() && other.is_number(); };
     if (key == "type") {
       DG_ASSIGN(const auto both, common_types(written_types(a), written_types(b), path));
       mine = type_list(both);
