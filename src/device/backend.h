@@ -38,6 +38,13 @@ class Backend {
   virtual bool executes() const { return true; }
   // Whether `linear`, `linear_glu`, `moe_experts` and `mla_attention` take weights of this format.
   virtual bool supports(const Format& format) const = 0;
+  // Repacking at load. A backend that wants the weights of `linear`, `linear_glu` and `moe_experts` in a layout of its own
+  // says how many bytes (a multiple of 64) such a matrix takes; 0: it is used as published. `prepare` packs rows
+  // [first, first + rows.out) of the (out, rows.in) matrix, given in their published layout, to their place in the block `to`
+  // of the whole matrix; `first` is a multiple of kPrepareRows. Any thread may call it, several at a time.
+  static constexpr int64_t kPrepareRows = 128;
+  virtual int64_t prepared_bytes(const Format&, int64_t /*out*/, int64_t /*in*/) const { return 0; }
+  virtual void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const;
   // Waits for all ops issued so far.
   virtual void synchronise() {}
   // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the

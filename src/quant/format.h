@@ -30,6 +30,10 @@ struct Format {
   // Encodes `rows` x `cols` floats (row-major, tightly packed). `rows` starts at a scale block: for a format with
   // scale_rows > 1 it must be a multiple of scale_rows except at the end of the matrix.
   void (*encode)(const float* source, int64_t rows, int64_t cols, std::byte* data, std::byte* scales);
+  // Formats whose elements are scale * code + offset with a 4-bit code and one (scale, offset) per group of a multiple of 32
+  // elements: codes of [col, col + n) one per byte, and for each 32 of them scale and offset. n is a multiple of 32 except at
+  // the end of a row. Null for all others. Backends repack these without a detour over floats.
+  void (*codes4)(const Weight& w, int64_t row, int64_t col, int64_t n, uint8_t* codes, float* scale, float* offset) = nullptr;
 
   int64_t row_bytes(int64_t in) const { return (in + pack_elements - 1) / pack_elements * pack_bytes; }
   int64_t data_bytes(int64_t out, int64_t in) const { return out * row_bytes(in); }
@@ -48,6 +52,8 @@ struct Weight {
   const std::byte* data = nullptr;
   const std::byte* scales = nullptr;
   int64_t out = 0, in = 0;
+  const int32_t* columns = nullptr;  // (in), optional: column k multiplies x[columns[k]] (GPTQ act-order); null: x[k]
+  bool prepared = false;             // laid out by Backend::prepare; then only that backend may read `data`
 
   bool valid() const { return data != nullptr; }
   int64_t row_bytes() const { return format->row_bytes(in); }

@@ -8,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -15,7 +17,7 @@
 namespace dg {
 
 #if defined(__x86_64__)
-extern const KernelTable kernels_avx512, kernels_avx2, kernels_generic;
+extern const KernelTable kernels_amx, kernels_avx512_vnni, kernels_avx512, kernels_avx_vnni, kernels_avx2, kernels_generic;
 #elif defined(__aarch64__)
 extern const KernelTable kernels_dotprod, kernels_generic;
 #else
@@ -62,6 +64,22 @@ bool has_avx512() {
   constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;
   return has_avx2() && all_bits(saved_state(), 0xe6) && all_bits(Cpuid(7, 0).ebx, kF | kDq | kCd | kBw | kVl);
 }
+
+bool has_avx512_vnni() {
+  constexpr unsigned kVbmi = 1u << 1, kVnni = 1u << 11, kBf16 = 1u << 5;
+  return has_avx512() && all_bits(Cpuid(7, 0).ecx, kVbmi | kVnni) && all_bits(Cpuid(7, 1).eax, kBf16);
+}
+
+bool has_avx_vnni() { return has_avx2() && all_bits(Cpuid(7, 1).eax, 1u << 4); }
+
+// Linux hands out the tile registers (8 KiB of state per thread) on request, once per process.
+bool has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  if (!has_avx512_vnni() || !all_bits(saved_state(), 0x60000) || !all_bits(Cpuid(7, 0).edx, kBf16 | kTile | kInt8)) return false;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
 #elif defined(__aarch64__)
 bool has_dotprod() {
   constexpr unsigned long kFphp = 1ul << 9, kAsimdhp = 1ul << 10, kAsimddp = 1ul << 20;
@@ -70,10 +88,13 @@ bool has_dotprod() {
 }
 #endif
 
-// Best first. A new family (amx, avx512_vnni, sve2, rvv) is one row here and one line in isa.cmake.
+// Best first. A new family (sve2, rvv) is one row here and one line in isa.cmake.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
+    {"amx", "AMX tiles, int8 and bf16", has_amx, &kernels_amx},
+    {"avx512_vnni", "AVX-512 VNNI, BF16, VBMI", has_avx512_vnni, &kernels_avx512_vnni},
     {"avx512", "AVX-512 F, BW, DQ, VL, CD", has_avx512, &kernels_avx512},
+    {"avx_vnni", "AVX2 with AVX-VNNI", has_avx_vnni, &kernels_avx_vnni},
     {"avx2", "AVX2, FMA, F16C, BMI", has_avx2, &kernels_avx2},
     {"generic", "x86-64", always, &kernels_generic},
 #elif defined(__aarch64__)
