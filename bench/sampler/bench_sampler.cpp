@@ -1,5 +1,6 @@
 // bench_sampler: what picking one token costs per row of logits. The rows together are larger than the second-level cache, as
-// after a step of a batch. GB/s counts the logits once. Every figure is the best of several rounds over all rows.
+// after a step of a batch. GB/s counts the logits once, also in percent of what one thread can read from memory. Every figure is the best
+// of several rounds over all rows.
 //
 //   bench_sampler [--vocab N] [--rows N] [--rounds N]
 #include <fmt/core.h>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "backends/cpu/machine_measure.h"
 #include "engine/sampler.h"
 #include "engine/sampler_kernels.h"
 
@@ -82,11 +84,17 @@ int main(int argc, char** argv) {
       {"greedy, 20 logprobs", {}, false, false, 20},
       {"T 0.6, top_p 0.95, 20 logprobs", {.temperature = 0.6, .top_p = 0.95}, false, false, 20},
   };
-  fmt::print("sampler kernels {}, vocabulary {}, {} rows ({:.1f} MB)\n", sampler_kernels().back().name, vocab, count,
-             static_cast<double>(vocab * count * 4) * 1e-6);
+  auto limits = machine_limits(0);
+  if (!limits.ok()) {
+    fmt::print(stderr, "bench_sampler: {}\n", limits.error().message);
+    return exit_code(limits.error().kind);
+  }
+  const double read = limits->read.front().bytes_per_s.median;
+  fmt::print("one thread reads {:.1f} GB/s; sampler kernels {}, vocabulary {}, {} rows ({:.1f} MB)\n", read * 1e-9,
+             sampler_kernels().back().name, vocab, count, static_cast<double>(vocab * count * 4) * 1e-6);
   for (bool peaked : {true, false}) {
     Rows rows = make_rows(vocab, count, peaked);
-    fmt::print("\n{:<34} {:>10} {:>8}\n", peaked ? "peaked rows" : "flat rows (normal, sigma 2.5)", "us/row", "GB/s");
+    fmt::print("\n{:<34} {:>10} {:>8} {:>8}\n", peaked ? "peaked rows" : "flat rows (normal, sigma 2.5)", "us/row", "GB/s", "of read");
     for (const Case& c : cases) {
       Sampler sampler;
       SampleOutput output;
@@ -108,7 +116,8 @@ int main(int argc, char** argv) {
         if (round > 0) best = std::min(best, (now_s() - begin) / static_cast<double>(count));
       }
       if (check < 0) fmt::print("no token\n");
-      fmt::print("{:<34} {:>10.1f} {:>8.1f}\n", c.name, best * 1e6, static_cast<double>(vocab * 4) / best * 1e-9);
+      const double rate = static_cast<double>(vocab * 4) / best;
+      fmt::print("{:<34} {:>10.1f} {:>8.1f} {:>7.0f}%\n", c.name, best * 1e6, rate * 1e-9, 100 * rate / read);
     }
   }
   return 0;

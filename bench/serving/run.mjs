@@ -3,7 +3,7 @@
 //   prefix      TTFT of a 2048-token prompt that another request of the tenant has brought already, against the first one
 //   mtp         single-stream decode of mini-r1 with and without its MTP module, same text
 //   streams     1000 concurrent SSE streams of mini-r1, memory per connection
-// Alternatives are interleaved; medians of `rounds`.
+// Alternatives are interleaved; medians of `rounds`. Percentages are of what this machine can do at most (`dougong bench machine`).
 //   node bench/serving/run.mjs [throughput] [prefix] [mtp] [streams] [--json FILE]
 import { spawn, execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
@@ -16,6 +16,17 @@ const wanted = asked.length ? asked : names;
 const output = process.argv.includes('--json') ? process.argv[process.argv.indexOf('--json') + 1] : null;
 const work = 'build/bench';
 const results = { machine: os.cpus()[0].model, cores: os.cpus().length, date: new Date().toISOString() };
+
+const limits = JSON.parse(execFileSync(dougong, ['bench', 'machine', '--cached', '--json'], { maxBuffer: 1 << 24 }));
+const readBytesPerS = limits.read_bandwidth.at(-1).bytes_per_s.median;
+results.read_bytes_per_s = readBytesPerS;
+console.log(`machine: ${limits.cpu}, ${limits.threads} threads read ${(readBytesPerS / 1e9).toFixed(1)} GB/s`);
+// Share of read bandwidth that so many decode steps per second of `sequences` sequences take.
+const ofRead = (folder, sequences, stepsPerS) => {
+  const plan = JSON.parse(execFileSync(dougong, ['plan', folder, '--context', '64', '--sequences', `${sequences}`, '--json'], { maxBuffer: 1 << 24 }));
+  const { weight_bytes, kv_bytes } = plan.decode.total;
+  return (weight_bytes + kv_bytes) * stepsPerS / readBytesPerS;
+};
 
 const median = (list) => [...list].sort((a, b) => a - b)[Math.floor(list.length / 2)];
 const spread = (list) => `${Math.min(...list).toFixed(1)} - ${Math.max(...list).toFixed(1)}`;
@@ -59,9 +70,11 @@ if (wanted.includes('throughput') || wanted.includes('prefix')) {
       many.push(load(server, '--num-prompts', '16', '--concurrency', '16', '--random-input-len', '16', '--random-output-len', '48', '--seed', `${100 + round}`));
     }
     const rate1 = one.map((r) => 1000 / r.median_tpot_ms), rate16 = many.map((r) => 16000 / r.median_tpot_ms);
-    results.throughput = { one: median(rate1), sixteen: median(rate16), ratio: median(rate16) / median(rate1),
+    const share1 = ofRead(folder, 1, median(rate1)), share16 = ofRead(folder, 16, median(rate16) / 16);
+    results.throughput = { of_read_one: share1, of_read_sixteen: share16, one: median(rate1), sixteen: median(rate16), ratio: median(rate16) / median(rate1),
       output_throughput_one: median(one.map((r) => r.output_throughput)), output_throughput_sixteen: median(many.map((r) => r.output_throughput)) };
-    console.log(`throughput: 1 stream ${median(rate1).toFixed(2)} tokens/s (${spread(rate1)}), 16 streams ${median(rate16).toFixed(2)} (${spread(rate16)}), ratio ` +
+    console.log(`throughput: 1 stream ${median(rate1).toFixed(2)} tokens/s (${spread(rate1)}; ${(100 * share1).toFixed(0)} % of read bandwidth), 16 streams ` +
+      `${median(rate16).toFixed(2)} (${spread(rate16)}; ${(100 * share16).toFixed(0)} %), ratio ` +
       `${results.throughput.ratio.toFixed(2)}; whole requests: ${results.throughput.output_throughput_one.toFixed(2)} and ${results.throughput.output_throughput_sixteen.toFixed(2)}`);
   }
   if (wanted.includes('prefix')) {

@@ -95,7 +95,9 @@ std::vector<BenchRequest> make_requests(const std::vector<BenchPrompt>& prompts,
   return out;
 }
 
-Result<int> bench_serve(const Options& options) {
+}  // namespace
+
+Result<int> run_bench_serve(const Options& options) {
   DG_ASSIGN(BenchServer server, parse_bench_url(options.text("url")));
   const char* key = std::getenv("VLLM_API_KEY");
   server.api_key = !options.list("api-key").empty() ? options.list("api-key").front() : key ? key : "";
@@ -158,14 +160,6 @@ Result<int> bench_serve(const Options& options) {
   print_output(options.flag("json") ? text : bench_report_table(report));
   if (interrupted) return exit_code(ErrorKind::kCancelled);
   return report.failed > 0 && report.completed == 0 ? 1 : 0;
-}
-
-}  // namespace
-
-Result<int> run_bench(const Options& options) {
-  const std::string& what = options.arguments()[0];
-  if (what != "serve") return input_error(fmt::format("expected `bench serve`, found {}", in_quotes(what)));
-  return bench_serve(options);
 }
 
 Result<BenchServer> parse_bench_url(std::string_view url) {

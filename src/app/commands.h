@@ -6,6 +6,7 @@
 
 namespace dg {
 
+// run_bench hands on to run_bench_machine and, in builds with a server, run_bench_serve.
 Result<int> run_inspect(const Options& options);
 Result<int> run_generate(const Options& options);
 Result<int> run_chat(const Options& options);
@@ -17,6 +18,8 @@ Result<int> run_synth(const Options& options);
 Result<int> run_serve(const Options& options);
 Result<int> run_keys(const Options& options);
 Result<int> run_bench(const Options& options);
+Result<int> run_bench_machine(const Options& options);
+Result<int> run_bench_serve(const Options& options);
 Result<int> run_version(const Options& options);
 
 }  // namespace dg

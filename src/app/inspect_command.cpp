@@ -13,6 +13,7 @@
 #include "io/shape_text.h"
 #include "model/weight_store.h"
 #include "quant/formats.h"
+#include "quant/panel.h"
 
 namespace dg {
 namespace {
@@ -153,7 +154,7 @@ Result<int> run_inspect(const Options& options) {
   DG_ASSIGN(Dtype cache_dtype, kv_cache_dtype(open));
   DG_ASSIGN(ModelConfig config, read_model_config(path));
   DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
-  DryBackend backend;
+  DryBackend backend(panel_bytes);
   WeightStore store(backend, &index, policy);
   DG_ASSIGN(std::unique_ptr<Model> model, make_model(config, store));
   DG_TRY(store.status());

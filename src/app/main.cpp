@@ -18,9 +18,9 @@ struct Runner {
 };
 constexpr Runner kRunners[] = {
     {"generate", run_generate}, {"chat", run_chat},         {"eval", run_eval},   {"inspect", run_inspect}, {"verify", run_verify},
-    {"plan", run_plan},         {"tokenize", run_tokenize}, {"synth", run_synth}, {"version", run_version},
+    {"plan", run_plan},         {"tokenize", run_tokenize}, {"synth", run_synth}, {"version", run_version}, {"bench", run_bench},
 #ifdef DG_HAVE_SERVER
-    {"serve", run_serve},       {"keys", run_keys},         {"bench", run_bench},
+    {"serve", run_serve},       {"keys", run_keys},
 #endif
 };
 

@@ -41,6 +41,11 @@ OpenOptions open_options(const Options& options) {
   if (options.has("max-model-len")) open.max_model_len = options.integer("max-model-len");
   if (options.has("max-num-batched-tokens"))
     open.max_step_tokens = std::max(options.integer("max-num-batched-tokens"), options.integer("chunk"));
+  if (options.has("profile") && options.given("profile")) {
+    open.profile = true;
+    open.profile_trace = options.text("profile");
+    if (open.profile_trace == "1" || open.profile_trace == "true") open.profile_trace.clear();  // DOUGONG_PROFILE=1
+  }
   open.progress = options.has("quiet") && !options.flag("quiet") && error_is_terminal();
   return open;
 }

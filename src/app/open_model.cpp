@@ -8,9 +8,11 @@
 #include <climits>
 #include <cstdlib>
 
+#include "app/model_tokenizer.h"
 #include "backends/checked/checked.h"
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/reference.h"
+#include "backends/profile/profile.h"
 #include "base/file.h"
 #include "base/memory.h"
 #include "plan/sizing.h"
@@ -28,18 +30,33 @@ std::string parent(const std::string& path) {
 
 bool is_model_directory(const std::string& path) { return file_exists(path + "/config.json"); }
 
-Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, CheckedBackend** checked) {
+// With --profile, the backend that executes is decorated, so that with `checked` the reference beside it is not counted.
+Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, CheckedBackend** checked,
+                                              std::unique_ptr<ProfileOutput>* output) {
   *checked = nullptr;
-  if (options.backend == "reference") return make_reference_backend();
+  const bool reference = options.backend == "reference";
+  if (!reference && options.backend != "cpu" && options.backend != "checked")
+    return input_error(fmt::format("--backend: expected cpu, reference or checked, found \"{}\"", options.backend));
+  if (options.profile) {
+    std::string isa = reference ? "generic" : options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
+    DG_ASSIGN(*output, ProfileOutput::create(std::move(isa), options.threads, options.profile_trace));
+  }
+  auto profiled = [&](std::unique_ptr<Backend> backend) -> std::unique_ptr<Backend> {
+    if (!options.profile) return backend;
+    auto profile = std::make_unique<ProfileBackend>(std::move(backend), (*output)->max_events());
+    (*output)->attach(profile.get());
+    return profile;
+  };
+  if (reference) return profiled(make_reference_backend());
   CpuOptions cpu{.threads = options.threads, .isa = options.isa};
   DG_ASSIGN(std::unique_ptr<Backend> fast, make_cpu_backend(cpu));
+  fast = profiled(std::move(fast));
   if (options.backend == "cpu") return fast;
-  if (options.backend == "checked") {
-    auto both = std::make_unique<CheckedBackend>(std::move(fast), make_reference_backend());
-    *checked = both.get();
-    return std::unique_ptr<Backend>(std::move(both));
-  }
-  return input_error(fmt::format("--backend: expected cpu, reference or checked, found \"{}\"", options.backend));
+  // As published, the fast kernels round activations, queries and probabilities to bf16 (2^-9) where the reference does not.
+  const float tolerance = options.dtype == "float32" ? 2e-3f : 6e-2f;
+  auto both = std::make_unique<CheckedBackend>(std::move(fast), make_reference_backend(), tolerance);
+  *checked = both.get();
+  return std::unique_ptr<Backend>(std::move(both));
 }
 
 // The KV cache within the memory that --kv-cache-memory-bytes or a share of what is free allows.
@@ -67,7 +84,9 @@ Result<std::string> resolve_model(const std::string& name_or_path) {
   if (directory_exists(name_or_path)) return name_or_path;
   if (file_exists(name_or_path)) {
     if (name_or_path.size() > 12 && name_or_path.ends_with(".safetensors")) return parent("./" + name_or_path);
-    return input_error(fmt::format("{}: expected a model directory (config.json and *.safetensors), found a file", name_or_path));
+    if (name_or_path.ends_with(".gguf")) return name_or_path;
+    return input_error(
+        fmt::format("{}: expected a model directory (config.json and *.safetensors) or a .gguf file, found a file", name_or_path));
   }
   if (name_or_path.find('/') == std::string::npos && !name_or_path.empty()) {
     std::vector<std::string> places;
@@ -108,7 +127,9 @@ Result<Dtype> kv_cache_dtype(const OpenOptions& options) {
   if (name == "float32" || (name == "auto" && options.dtype == "float32")) return Dtype::kF32;
   if (name == "auto" || name == "bfloat16") return Dtype::kBf16;
   if (name == "float16") return Dtype::kF16;
-  return input_error(fmt::format("--kv-cache-dtype: expected auto, float32, bfloat16 or float16, found \"{}\"", name));
+  if (name == "fp8") return Dtype::kF8E4m3;
+  if (name == "int8") return Dtype::kI8;
+  return input_error(fmt::format("--kv-cache-dtype: expected auto, float32, bfloat16, float16, fp8 or int8, found \"{}\"", name));
 }
 
 Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path, const OpenOptions& options) {
@@ -121,11 +142,11 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   DG_ASSIGN(opened->generation, read_generation_config(path));
   DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
   opened->index = std::make_unique<TensorIndex>(std::move(index));
-  DG_ASSIGN(opened->backend, make_backend(options, &opened->checked));
+  DG_ASSIGN(opened->backend, make_backend(options, &opened->checked, &opened->profile));
   opened->store = std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy);
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
   if (options.load_text) {  // before the weights: a broken tokenizer is found at once
-    DG_ASSIGN(opened->tokenizer, Tokenizer::load(path));
+    DG_ASSIGN(opened->tokenizer, load_model_tokenizer(path));
     ChatModelInfo info{opened->config.model_type, opened->tokenizer->chat_template(), opened->tokenizer->bos_token(),
                        opened->tokenizer->eos_token()};
     auto encoder = make_prompt_encoder(info, options.chat_format);
@@ -138,7 +159,9 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     if (std::find(opened->eos.begin(), opened->eos.end(), id) == opened->eos.end()) opened->eos.push_back(static_cast<int32_t>(id));
 
   auto start = std::chrono::steady_clock::now();
-  DG_TRY(opened->store->load({.threads = options.threads, .progress = options.progress}));
+  DG_TRY(opened->store->load({.threads = options.threads,
+                              .progress = options.progress,
+                              .placement = LoadPlacement(Topology::load(), opened->backend->host_workers())}));
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   int64_t longest = opened->config.max_position;

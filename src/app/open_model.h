@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/profile_output.h"
 #include "engine/executor.h"
 #include "io/tensor_index.h"
 #include "model/config.h"
@@ -36,6 +37,8 @@ struct OpenOptions {
   bool progress = true;
   bool load_text = true;  // tokenizer and prompt encoder
   std::string chat_format = "auto";
+  bool profile = false;       // time every op; the table is printed when the model is closed
+  std::string profile_trace;  // with it: also a trace to this file
 };
 
 // Members are destroyed in reverse order: the executor and model before the weights, the backend last.
@@ -53,9 +56,10 @@ struct OpenedModel {
   std::unique_ptr<PromptEncoder> prompt;
   std::vector<int32_t> eos;  // ids that end a generation: generation_config.json, else config.json, and the tokenizer's
   double load_seconds = 0;
+  std::unique_ptr<ProfileOutput> profile;  // with OpenOptions::profile
 };
 
-// A directory, a .safetensors file, or a known name such as "mini-r1", looked for in $DOUGONG_MODELS, in
+// A directory, a .safetensors or .gguf file, or a known name such as "mini-r1", looked for in $DOUGONG_MODELS, in
 // <executable>/../share/dougong/models and in models/ upward from the executable and from the working directory.
 Result<std::string> resolve_model(const std::string& name_or_path);
 

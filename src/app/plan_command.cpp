@@ -9,9 +9,9 @@
 #include "app/model_options.h"
 #include "base/json.h"
 #include "io/tensor_index.h"
+#include "model/weight_source.h"
 #include "plan/sizing.h"
-#include "quant/bf16.h"
-#include "quant/fp8_block.h"
+#include "quant/panel.h"
 
 namespace dg {
 namespace {
@@ -86,8 +86,8 @@ Result<int> run_plan(const Options& options) {
     DG_ASSIGN(TensorIndex opened, TensorIndex::open(path));
     index = std::make_unique<TensorIndex>(std::move(opened));
   }
-  DryBackend dry;
-  WeightStore store(dry, index.get(), policy, config.quant_method == "fp8" ? &kFp8BlockFormat : &kBf16);
+  DryBackend dry(panel_bytes);
+  WeightStore store(dry, index.get(), policy, &assumed_format(config.quantization));
   DG_ASSIGN(std::unique_ptr<Model> model, make_model(config, store));
   DG_TRY(store.bind_dry());
   CacheLayout layout;

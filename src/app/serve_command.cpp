@@ -84,13 +84,12 @@ HttpServerOptions http_options(const Options& options) {
   return http;
 }
 
-Result<SpeculationMethod> speculation(const Options& options, const Model& model) {
+// A checkpoint without the module is refused by Engine::create.
+SpeculationMethod speculation(const Options& options, const Model& model) {
   const std::string& name = options.text("spec-method");
   if (name == "none") return SpeculationMethod::kNone;
   if (name == "ngram") return SpeculationMethod::kNgram;
-  if (model.mtp_modules() > 0) return SpeculationMethod::kMtp;
-  if (name == "auto") return SpeculationMethod::kNone;
-  return input_error("--spec-method mtp: this checkpoint has no MTP module (num_nextn_predict_layers); use ngram or none");
+  return name == "mtp" || model.mtp_modules() > 0 ? SpeculationMethod::kMtp : SpeculationMethod::kNone;
 }
 
 // Any one request may use all of the KV cache; unlike `generate` and `eval`, nothing keeps a share for each of --max-num-seqs:
@@ -151,7 +150,7 @@ Result<int> run_serve(const Options& options) {
   engine_options.max_waiting = options.integer("max-queue");
   engine_options.max_prefill_chunk = options.integer("chunk");
   engine_options.prefix_cache = options.flag("enable-prefix-caching");
-  DG_ASSIGN(engine_options.speculation, speculation(options, *model->model));
+  engine_options.speculation = speculation(options, *model->model);
   engine_options.draft_tokens = static_cast<int>(options.integer("spec-tokens"));
   engine_options.adaptive_speculation = options.flag("spec-adaptive");
   engine_options.deterministic = options.flag("deterministic");

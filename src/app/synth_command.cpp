@@ -1,5 +1,6 @@
 // `dougong synth CONFIG OUT`: writes a checkpoint with random weights of any supported config.json, for benchmarks and
-// memory tests. Matrices are normal with standard deviation 1/sqrt(in), so activations keep their size through the layers.
+// memory tests, as safetensors or as one GGUF file; GGUF also from the weights of a checkpoint. Random matrices are normal
+// with standard deviation 1/sqrt(in), so activations keep their size through the layers.
 #include <fmt/core.h>
 
 #include <cmath>
@@ -7,40 +8,25 @@
 
 #include "app/commands.h"
 #include "app/model_options.h"
+#include "app/synth_gguf.h"
+#include "app/synth_weights.h"
 #include "app/terminal.h"
 #include "backends/dry/dry.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/progress.h"
+#include "io/gguf.h"
 #include "io/safetensors.h"
+#include "model/model.h"
 #include "quant/bf16.h"
 #include "quant/convert.h"
+#include "quant/formats.h"
 #include "quant/fp8_block.h"
 
 namespace dg {
 namespace {
 
 constexpr int64_t kShardBytes = int64_t{1} << 30;
-
-// Normal values from a table of quantiles: 16 random bits pick one, which is plenty for weights and fast.
-class Normal {
- public:
-  explicit Normal(uint64_t seed) : state_(seed * 0x9e3779b97f4a7c15ULL + 1) {
-    // Sum of three uniforms has the right first moments; sampled once into the table.
-    for (float& v : table_) v = (uniform() + uniform() + uniform() - 1.5f) * 2.0f;
-  }
-  float next() { return table_[bits() >> 52]; }
-
- private:
-  uint64_t bits() {
-    state_ ^= state_ << 13;
-    state_ ^= state_ >> 7;
-    return state_ ^= state_ << 17;
-  }
-  float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; }
-  uint64_t state_;
-  float table_[4096];
-};
 
 struct Shard {
   std::vector<std::vector<std::byte>> storage;
@@ -82,6 +68,43 @@ void add_vector(Shard& shard, const WeightStore::Declared& t) {
   shard.add(t.name, Dtype::kBf16, {t.in}, std::move(data));
 }
 
+// --format gguf: one file, weights random or from the checkpoint --from.
+Result<int> synth_gguf(const Options& options, const ModelConfig& config, const std::string& out) {
+  const std::string name = options.given("quantization") ? options.text("quantization") : "bf16";
+  const Format* format = find_format(name);
+  if (!format || !ggml_type_of(*format)) {
+    std::string known;
+    for (const Format* f : all_formats())
+      if (ggml_type_of(*f)) known += (known.empty() ? "" : ", ") + std::string(f->name);
+    return input_error(fmt::format("--quantize: expected one of {} for GGUF, found \"{}\"", known, name));
+  }
+  if (file_exists(out) && !options.flag("force"))
+    return input_error(fmt::format("{}: exists already; choose another file or pass --force", out));
+  if (directory_exists(out)) return input_error(fmt::format("{}: is a directory; expected the name of the .gguf file to write", out));
+  GgufVocabulary vocabulary = byte_gguf_vocabulary(config.vocab);
+  GenerationConfig generation;
+  if (options.given("tokenizer")) {
+    DG_ASSIGN(vocabulary, read_gguf_vocabulary(options.text("tokenizer"), config.vocab));
+    DG_ASSIGN(generation, read_generation_config(options.text("tokenizer")));
+  } else if (static_cast<int64_t>(vocabulary.tokens.size()) > config.vocab) {
+    return input_error(fmt::format("{}: vocab_size: expected at least {} for a vocabulary of bytes, found {}; pass --tokenizer",
+                                   config.origin, vocabulary.tokens.size(), config.vocab));
+  }
+  std::unique_ptr<TensorIndex> index;
+  std::unique_ptr<WeightRows> weights = std::make_unique<RandomWeightRows>(static_cast<uint64_t>(options.integer("seed")));
+  if (options.given("from")) {
+    DG_ASSIGN(TensorIndex opened, TensorIndex::open(options.text("from")));
+    index = std::make_unique<TensorIndex>(std::move(opened));
+    weights = std::make_unique<CheckpointWeightRows>(*index);
+  }
+  DG_ASSIGN(
+      GgufExportResult written,
+      export_gguf(
+          {.config = config, .weights = *weights, .vocabulary = vocabulary, .format = format, .path = out, .generation = &generation}));
+  print_output(fmt::format("{}: {} tensors, {:.2f} GB\n", out, written.tensors, static_cast<double>(written.bytes) / 1e9));
+  return 0;
+}
+
 }  // namespace
 
 Result<int> run_synth(const Options& options) {
@@ -90,6 +113,9 @@ Result<int> run_synth(const Options& options) {
   DG_ASSIGN(std::string config_text, read_file(config_path, size_t{16} << 20));
   DG_ASSIGN(Json json, parse_json(config_text, config_path));
   DG_ASSIGN(ModelConfig config, parse_model_config(json, config_path));
+  if (options.text("format") == "gguf") return synth_gguf(options, config, out);
+  if (options.given("quantization") || options.given("from"))
+    return input_error("--quantize and --from go with --format gguf: safetensors are written in bf16, or FP8 when config.json says so");
   std::error_code failed;
   std::filesystem::create_directories(out, failed);
   if (failed) return io_error(fmt::format("{}: cannot be created: {}", out, failed.message()));

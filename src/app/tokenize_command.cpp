@@ -8,6 +8,7 @@
 #include "app/commands.h"
 #include "app/line_input.h"
 #include "app/model_options.h"
+#include "app/model_tokenizer.h"
 #include "app/terminal.h"
 #include "base/json.h"
 #include "text/tokenizer.h"
@@ -67,7 +68,7 @@ Result<int> run_tokenize(const Options& options) {
   std::vector<std::string> words;
   DG_ASSIGN(std::string name, model_argument(options, &words));
   DG_ASSIGN(std::string path, resolve_model(name));
-  DG_ASSIGN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::load(path));
+  DG_ASSIGN(std::unique_ptr<Tokenizer> tokenizer, load_model_tokenizer(path));
 
   if (options.flag("jsonl")) {
     std::unique_ptr<LineReader> reader = make_plain_line_reader();

@@ -20,6 +20,7 @@ struct VerifyPrompt {
   std::vector<int32_t> greedy, expected_greedy;
   bool chunk_equal = true;  // chunked prefill gave the same bits
   bool passed = false;
+  double median_kl = 0;
   std::string failure;  // why not
 };
 
@@ -36,7 +37,9 @@ struct VerifyOptions {
 };
 
 // One path (open.dtype). Tolerances: float32: max |difference| <= 1e-3 * max(1, max |logit|) and the same greedy tokens;
-// otherwise mean KL <= 1e-3 and the same argmax at >= 99 % of the decided positions.
+// otherwise mean KL <= 1e-3 and the same argmax at >= 99 % of the decided positions; with experts median KL <= 2e-3 and >= 85 %,
+// because bf16 rounding exchanges experts whose scores are close, which changes a position, and those that attend to it, altogether
+// (the oracles have random weights and short prompts; trained routers are further apart).
 Result<VerifyReport> verify_checkpoint(const std::string& directory, const VerifyOptions& options);
 
 }  // namespace dg

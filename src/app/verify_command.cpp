@@ -21,8 +21,9 @@ void print_report(const VerifyReport& report) {
   fmt::print("{}, weights {}\n", report.backend, report.dtype == "auto" ? "as published" : report.dtype);
   for (const VerifyPrompt& p : report.prompts) {
     fmt::print("  {} ({} tokens): {}{}\n", p.name, p.tokens, p.passed ? "ok" : "FAILED: ", p.failure);
-    fmt::print("    max |dlogit| {:.3g} of max |logit| {:.3g}; KL mean {:.2g}, max {:.2g}; argmax {} of {}, decided {} of {}\n",
-               p.max_logit_difference, p.max_logit, p.mean_kl, p.max_kl, p.argmax_agreed, p.tokens, p.agreed, p.decided);
+    fmt::print(
+        "    max |dlogit| {:.3g} of max |logit| {:.3g}; KL mean {:.2g}, median {:.2g}, max {:.2g}; argmax {} of {}, decided {} of {}\n",
+        p.max_logit_difference, p.max_logit, p.mean_kl, p.median_kl, p.max_kl, p.argmax_agreed, p.tokens, p.agreed, p.decided);
     fmt::print("    hidden states: {}, largest relative difference {:.2g}\n",
                p.first_bad_layer < 0 ? std::string("all within tolerance")
                                      : fmt::format("layer {} is the first to leave tolerance", p.first_bad_layer),
@@ -51,6 +52,7 @@ Json as_json(const VerifyReport& report) {
                               {"max_logit_difference", p.max_logit_difference},
                               {"max_logit", p.max_logit},
                               {"mean_kl", p.mean_kl},
+                              {"median_kl", p.median_kl},
                               {"max_kl", p.max_kl},
                               {"argmax_agreed", p.argmax_agreed},
                               {"decided", p.decided},

@@ -108,17 +108,27 @@ constexpr CommandRow kCommands[] = {
      .summary = "write a checkpoint with random weights, for benchmarks",
      .details =
          "CONFIG is a config.json or a directory that holds one; OUT is the directory to make. The tensors are those the architecture\n"
-         "asks for, in bf16, or FP8 blocks when quantization_config says so, in shards of about 1 GB."},
+         "asks for, in bf16, or FP8 blocks when quantization_config says so, in shards of about 1 GB. With --format gguf OUT is one\n"
+         "file, and --from takes the weights of a checkpoint instead of random ones."},
     {.name = "bench",
-     .arguments = "serve",
+     .arguments = "machine|serve",
      .min_arguments = 1,
      .max_arguments = 1,
-     .summary = "load a server with OpenAI's API and measure its latencies and throughput",
+     .summary = "measure the limits of this machine, or a server under load",
      .details =
-         "`bench serve` streams every answer. Figures are defined as in `vllm bench serve`: TTFT is the time to the first text, ITL the\n"
-         "time between two events with text, E2EL the time to the last text, TPOT (E2EL - TTFT) / (output tokens - 1). Tokens are\n"
-         "counted by the server (stream_options.include_usage), else one for each event. Ctrl-C ends the run and reports what was\n"
-         "measured (exit code 130). Exit code 1: no request succeeded.\n"
+         "`bench machine` measures what this machine can do at most: read bandwidth by number of threads and between NUMA nodes, copy\n"
+         "bandwidth, and the peak of each instruction set of this program for one thread and for all (--threads). It takes some seconds\n"
+         "on an otherwise idle machine; medians are given with their spread. The result is kept in ~/.cache/dougong/machine.json, where\n"
+         "other benchmarks and --profile find what 100 % is.\n"
+         "\n"
+         "--json prints one object: version, cpu, topology, threads, read_bandwidth [{threads, bytes_per_s}], node_bandwidth [{cpu_node,\n"
+         "memory_node, threads, bytes_per_s}], copy_bytes_per_s, peaks [{isa, type, operands (registers | l2), instruction,\n"
+         "one_thread_ops_per_s, all_threads_ops_per_s}]; every figure is {median, low, high}.\n"
+         "\n"
+         "`bench serve` loads a server with OpenAI's API and streams every answer. Figures are defined as in `vllm bench serve`: TTFT is\n"
+         "the time to the first text, ITL the time between two events with text, E2EL the time to the last text, TPOT (E2EL - TTFT) /\n"
+         "(output tokens - 1). Tokens are counted by the server (stream_options.include_usage), else one for each event. Ctrl-C ends the\n"
+         "run and reports what was measured (exit code 130). Exit code 1: no request succeeded.\n"
          "\n"
          "--json prints one object: backend, url, endpoint, model_id, dataset, num_prompts, max_concurrency, seed, interrupted,\n"
          "request_rate, duration, completed, failed, disconnected, cancelled, total_input_tokens, total_output_tokens,\n"

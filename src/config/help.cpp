@@ -45,7 +45,8 @@ std::string flag_text(const OptionRow& row) {
   std::string out = std::string("--") + row.name;
   if (row.type == OptionType::kFlag && std::string_view(row.fallback) == "true") out = std::string("--[no-]") + row.name;
   if (std::string_view(row.name) == "thinking") out = "--[no-]thinking";
-  if (row.type != OptionType::kFlag) out += std::string(" ") + row.value;
+  if (row.type == OptionType::kOptionalText) out += fmt::format("[={}]", row.value);
+  else if (row.type != OptionType::kFlag) out += std::string(" ") + row.value;
   return out;
 }
 

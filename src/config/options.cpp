@@ -186,6 +186,7 @@ Result<void> Options::set(const OptionRow& row, std::string_view value, std::str
     }
     case OptionType::kText: to.text = value; return {};
     case OptionType::kList: to.list.emplace_back(value); return {};
+    case OptionType::kOptionalText: to.text = value; return {};
   }
   return {};
 }
@@ -223,8 +224,8 @@ Result<Options> parse_options(const CommandRow& command, std::span<const std::st
       DG_TRY(options.set(row, match.negated ? "false" : equals == std::string::npos ? "true" : arg.substr(equals + 1), word, true));
       continue;
     }
-    if (equals != std::string::npos) {
-      DG_TRY(options.set(row, arg.substr(equals + 1), word, true));
+    if (equals != std::string::npos || row.type == OptionType::kOptionalText) {
+      DG_TRY(options.set(row, equals == std::string::npos ? "" : arg.substr(equals + 1), word, true));
       continue;
     }
     // A value may begin with a dash (a negative number, a text), but not be an option of this command.
@@ -261,7 +262,9 @@ const Options::Value& Options::get(std::string_view name) const {
 const Options::Value& Options::get(std::string_view name, OptionType type) const {
   const Value& value = get(name);
   for (const OptionRow& row : option_rows())
-    if (name == row.name) CHECK(row.type == type || (type == OptionType::kText && row.type == OptionType::kChoice)) << row.name;
+    if (name == row.name)
+      CHECK(row.type == type || (type == OptionType::kText && (row.type == OptionType::kChoice || row.type == OptionType::kOptionalText)))
+          << row.name;
   return value;
 }
 

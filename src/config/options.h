@@ -19,12 +19,13 @@
 namespace dg {
 
 enum class OptionType {
-  kFlag,     // --name, --no-name, --name=true|false
-  kInteger,  // within [low, high]
-  kNumber,   // within [low, high], finite
-  kText,     // any bytes
-  kChoice,   // one of `choices`
-  kList,     // any bytes, repeatable; its order is kept
+  kFlag,          // --name, --no-name, --name=true|false
+  kInteger,       // within [low, high]
+  kNumber,        // within [low, high], finite
+  kText,          // any bytes
+  kChoice,        // one of `choices`
+  kList,          // any bytes, repeatable; its order is kept
+  kOptionalText,  // --name or --name=TEXT; given() tells whether, text() may be ""
 };
 
 struct OptionRow {

@@ -118,6 +118,24 @@ TEST(Options, HelpWinsOverErrors) {
   EXPECT_FALSE(parse("tokenize", {"m", "--", "-h"})->flag("help"));
 }
 
+// --profile takes a value only behind '=': what follows it is an argument or an option of its own.
+TEST(Options, OptionalText) {
+  EXPECT_FALSE(parse("generate", {"m"})->given("profile"));
+  auto bare = parse("generate", {"m", "--profile", "a prompt"});
+  ASSERT_TRUE(bare.ok()) << bare.error().message;
+  EXPECT_TRUE(bare->given("profile"));
+  EXPECT_EQ(bare->text("profile"), "");
+  EXPECT_THAT(bare->arguments(), ElementsAre("m", "a prompt"));
+  auto file = parse("generate", {"--profile=a b=c.json", "m"});
+  EXPECT_EQ(file->text("profile"), "a b=c.json");
+  EXPECT_THAT(file->arguments(), ElementsAre("m"));
+  auto last = parse("generate", {"m", "--profile"});
+  EXPECT_TRUE(last.ok() && last->given("profile"));
+  const Environment set = [](const char* name) { return std::string_view(name) == "DOUGONG_PROFILE" ? "t.json" : nullptr; };
+  EXPECT_EQ(parse("generate", {"m"}, set)->text("profile"), "t.json");
+  EXPECT_THAT(command_help(*find_command("generate")), HasSubstr("--profile[=FILE.json]"));
+}
+
 // The table itself: every row is consistent and reachable, and no two rows of a command claim the same word.
 TEST(OptionTable, IsConsistent) {
   for (const CommandRow& command : command_rows()) {
@@ -141,7 +159,9 @@ TEST(OptionTable, IsConsistent) {
     for (std::string name; commands >> name;) EXPECT_TRUE(name == "*" || find_command(name)) << row.name << ": " << name;
     if (*row.fallback && row.type != OptionType::kFlag && std::string_view(row.commands) != "*") {
       std::string command = std::string(row.commands).substr(0, std::string_view(row.commands).find(' '));
-      EXPECT_TRUE(parse(command, {"m", fmt::format("--{}={}", row.name, row.fallback)}).ok()) << row.name << ": its own default";
+      std::vector<std::string> args(static_cast<size_t>(std::max(1, find_command(command)->min_arguments)), "m");
+      args.push_back(fmt::format("--{}={}", row.name, row.fallback));
+      EXPECT_TRUE(parse(command, args).ok()) << row.name << ": its own default";
     }
   }
 }

@@ -2,13 +2,15 @@
 
 #include <cmath>
 
+#include "device/cache_format.h"
+
 namespace dg {
 namespace {
 
 double size(const Tensor& t) { return t.valid() ? static_cast<double>(t.bytes()) : 0; }
 double count(const Tensor& t) { return static_cast<double>(t.elements()); }
 double matrix_flops(double rows, const Weight& w) { return 2 * rows * static_cast<double>(w.out) * static_cast<double>(w.in); }
-double cache_row_bytes(const PagedCache& c) { return static_cast<double>(c.width()) * static_cast<double>(dtype_bytes(c.data.dtype)); }
+double cache_row_bytes(const PagedCache& c) { return static_cast<double>(cache_row_bytes(c.data.dtype, c.width())); }
 
 // Query-key pairs of a causal slice.
 double pairs(const SequenceSlice& s) {

@@ -1,6 +1,7 @@
 // The op vocabulary: one parameter struct per op. Outputs first, inputs in reading order, weights, then parameters.
-// Activations are (tokens, ...) views in f32; caches may be f32, bf16 or f16. backends/cpu/reference.cpp defines what
-// each op computes. A new op needs a reference body, a row in tests/ops and two users or a measured win.
+// Activations are (tokens, ...) views in f32; caches may be f32, bf16, f16, fp8 or int8 (device/cache_format.h).
+// backends/cpu/reference.cpp defines what each op computes. A new op needs a reference body, a row in tests/ops and two
+// users or a measured win.
 #pragma once
 #include <span>
 
@@ -97,7 +98,7 @@ struct Copy {
 
 // One part of one layer of the paged cache.
 struct PagedCache {
-  Tensor data;  // (blocks, block_tokens, width), f32 | bf16 | f16
+  Tensor data;  // (blocks, block_tokens, width), f32 | bf16 | f16 | E4M3 | int8 with scales behind each row
   int64_t block_tokens() const { return data.dim(1); }
   int64_t width() const { return data.dim(2); }
 };

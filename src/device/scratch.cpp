@@ -5,7 +5,7 @@
 namespace dg {
 namespace {
 
-constexpr int64_t kMoeBytes = int64_t{64} << 20;
+constexpr int64_t kMoeBytes = int64_t{256} << 20;
 constexpr int64_t kMoeLeastTokens = 32;
 
 // What Arena::alloc takes for n four-byte elements.

@@ -18,7 +18,7 @@ size_t attention_scratch_bytes(const Attention& op);
 // Per decode row and head a query and a result in latent space (2 kv_lora + rope floats). Independent of kv_len.
 size_t mla_attention_scratch_bytes(const MlaAttention& op);
 
-// Tokens of a call are handled in chunks so that the intermediate results of the experts stay below about 64 MiB (or 32
+// Tokens of a call are handled in chunks so that the intermediate results of the experts stay below about 256 MiB (or 32
 // tokens); a token's result does not depend on its chunk.
 int64_t moe_experts_chunk(const MoeExperts& op);
 size_t moe_experts_scratch_bytes(const MoeExperts& op);

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "io/error_text.h"
+#include "io/gguf_names.h"
 #include "io/safetensors.h"
 #include "io/shard_index.h"
 
@@ -59,8 +60,8 @@ Result<std::vector<std::string>> list_safetensors(const std::string& directory) 
   std::vector<std::string>& files = model.empty() ? all : model;
   if (files.empty())
     return input_error(
-        fmt::format("{}: no weights: looked for {}, {} and *.safetensors; give a Hugging Face model directory or a "
-                    ".safetensors file",
+        fmt::format("{}: no weights: looked for {}, {} and *.safetensors; give a Hugging Face model directory, a "
+                    ".safetensors or a .gguf file",
                     directory, kIndexName, kSingleName));
   std::sort(files.begin(), files.end());
   std::string missing = find_missing_shard(files);
@@ -171,8 +172,25 @@ Result<void> TensorIndex::compare_with(const ShardIndex& index, const std::strin
   return {};
 }
 
+Result<void> TensorIndex::read_gguf(const std::vector<std::string>& paths) {
+  DG_ASSIGN(GgufModel model, open_gguf(paths));
+  DG_ASSIGN(tensors_, gguf_tensor_infos(model));
+  for (const GgufHeader& header : model.headers)
+    for (const GgufTensor& t : header.tensors) total_bytes_ += t.bytes;
+  // Short texts only: the vocabulary and the chat template have readers of their own.
+  for (const auto& [key, value] : model.headers[0].metadata)
+    if (auto text = value.is_array() ? std::nullopt : value.text(); text && text->size() <= 1000) metadata_.emplace(key, *text);
+  files_ = std::move(model.files);
+  return index_names();
+}
+
 Result<TensorIndex> TensorIndex::open(const std::string& path) {
   TensorIndex out;
+  DG_ASSIGN(std::vector<std::string> gguf, find_gguf_files(path));
+  if (!gguf.empty()) {
+    DG_TRY(out.read_gguf(gguf));
+    return out;
+  }
   struct stat info;
   if (path.find('\0') != std::string::npos || ::stat(path.c_str(), &info) != 0 || !S_ISDIR(info.st_mode)) {
     // One file; opening it also finds the words for what is neither file nor directory.
@@ -210,6 +228,7 @@ const TensorInfo* TensorIndex::find(std::string_view name) const {
 
 std::span<const std::byte> TensorIndex::data(const TensorInfo& info) const {
   std::span<const std::byte> bytes = file(info.file).bytes();
+  CHECK(info.contiguous()) << info.name << ": read_rows puts these rows in order";
   CHECK(info.offset <= bytes.size() && info.bytes <= bytes.size() - info.offset) << info.name;
   return bytes.subspan(info.offset, info.bytes);
 }

@@ -211,7 +211,7 @@ TEST(TensorIndex, NamesAPathWithoutWeights) {
   TestDirectory dir;
   EXPECT_EQ(fault(dir.path()), dir.path() +
                                    ": no weights: looked for model.safetensors.index.json, model.safetensors and *.safetensors; "
-                                   "give a Hugging Face model directory or a .safetensors file");
+                                   "give a Hugging Face model directory, a .safetensors or a .gguf file");
   EXPECT_EQ(fault(dir.file("none")), dir.file("none") + ": cannot be opened: No such file or directory");
   std::filesystem::create_symlink("loop", dir.file("loop"));
   EXPECT_THAT(fault(dir.file("loop")), HasSubstr("the symbolic links form a loop"));

@@ -15,7 +15,8 @@ namespace dg {
 // What a model caches per token; filled by Model::register_cache.
 class CacheLayout {
  public:
-  // A part of `width` elements per token; returns its index. Shape in the pool: (blocks, block_tokens, width).
+  // A part of `width` elements per token; returns its index. Shape in the pool: (blocks, block_tokens, width), rows as
+  // device/cache_format.h lays them out.
   int add(std::string name, int64_t width);
 
   struct Part {
@@ -30,7 +31,7 @@ class CacheLayout {
 };
 
 struct KvPoolOptions {
-  Dtype dtype = Dtype::kBf16;  // f32 | bf16 | f16
+  Dtype dtype = Dtype::kBf16;  // f32 | bf16 | f16 | fp8 (E4M3) | int8
   int block_tokens = 16;
   int64_t blocks = 0;
 };

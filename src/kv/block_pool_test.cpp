@@ -27,6 +27,21 @@ TEST(KvPool, PartsAreDisjointAndShaped) {
   EXPECT_GE(static_cast<std::byte*>(latent.data), static_cast<std::byte*>(k.data) + k.bytes());
 }
 
+TEST(KvPool, Int8RowsCarryTheirScales) {
+  MemoryBackend backend;
+  CacheLayout layout;
+  layout.add("k", 24);
+  layout.add("latent", 100);
+  EXPECT_EQ(layout.bytes_per_token(Dtype::kI8), 24 + 2 + 100 + 4);
+  auto pool = *KvPool::create(backend, layout, {.dtype = Dtype::kI8, .block_tokens = 4, .blocks = 8});
+  const Tensor &k = pool->part(0).data, &latent = pool->part(1).data;
+  EXPECT_EQ(latent.shape, (std::array<int64_t, 4>{8, 4, 100, 0}));
+  EXPECT_EQ(latent.stride[1], 104);
+  EXPECT_EQ(latent.stride[0], 4 * 104);
+  EXPECT_GE(static_cast<std::byte*>(latent.data), static_cast<std::byte*>(k.data) + 8 * 4 * 26);
+  EXPECT_GE(pool->bytes(), 8 * 4 * (26 + 104));
+}
+
 TEST(BlockTable, SlotsFollowBlocksAndErrorsNameTheNumbers) {
   MemoryBackend backend;
   auto pool = make_pool(backend, 3);

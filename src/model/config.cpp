@@ -2,10 +2,13 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "base/file.h"
 #include "base/json.h"
+#include "model/gguf_config.h"
 
 namespace dg {
 namespace {
@@ -147,6 +150,84 @@ Result<RopeConfig> read_rope(Fields& top) {
   return rope;
 }
 
+// AWQ: 4 bits, packed for its "gemm" kernel.
+QuantConfig read_awq(Fields& f) {
+  QuantConfig q{.method = QuantConfig::Method::kAwq};
+  q.bits = static_cast<int>(f.integer(f.has("w_bit") ? "w_bit" : "bits", 1, 64, 4));
+  if (q.bits != 4) f.fail(fmt::format("{}: bits: AWQ has 4, found {}", f.where(), q.bits));
+  q.group = f.integer(f.has("q_group_size") ? "q_group_size" : "group_size", -1, 1 << 24, 128);
+  q.symmetric = false;
+  std::string version = f.text("version", "gemm");
+  for (char& c : version) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+  if (version != "gemm")
+    f.fail(fmt::format("{}: version: expected \"gemm\", found \"{}\"; it packs weights differently, use the gemm checkpoint", f.where(),
+                       version));
+  if (!f.boolean("zero_point", true)) f.fail(fmt::format("{}: zero_point: expected true, found false", f.where()));
+  return q;
+}
+
+QuantConfig read_gptq(Fields& f) {
+  QuantConfig q{.method = QuantConfig::Method::kGptq};
+  q.bits = static_cast<int>(f.integer("bits", 1, 64));
+  if (q.bits != 4 && q.bits != 8) f.fail(fmt::format("{}: bits: expected 4 or 8, found {}", f.where(), q.bits));
+  q.group = f.integer("group_size", -1, 1 << 24, 128);
+  q.symmetric = f.boolean("sym", true);
+  q.act_order = f.boolean("desc_act", false);
+  const std::string format = f.text("checkpoint_format", "gptq");
+  if (format != "gptq" && format != "gptq_v2")
+    f.fail(fmt::format("{}: checkpoint_format: expected \"gptq\" or \"gptq_v2\", found \"{}\"", f.where(), format));
+  q.zero_minus_one = format == "gptq";
+  return q;
+}
+
+// The tensors tell bits and groups of each matrix; `bits` here is only what planning without them assumes.
+QuantConfig read_compressed_tensors(Fields& f) {
+  QuantConfig q{.method = QuantConfig::Method::kCompressedTensors};
+  constexpr const char* kKnown[] = {"dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision"};
+  const std::string format = f.text("format", "dense");
+  if (std::find(std::begin(kKnown), std::end(kKnown), format) == std::end(kKnown))
+    f.fail(fmt::format("{}: format: expected pack-quantized, int-quantized or float-quantized, found \"{}\"", f.where(), format));
+  if (f.has("sparsity_config") && f.json()["sparsity_config"].is_object()) {
+    Fields sparsity(f.json()["sparsity_config"], f.where() + ": sparsity_config");
+    const std::string kind = sparsity.text("format", "dense");
+    if (kind != "dense") sparsity.fail(fmt::format("{}: format: expected \"dense\", found \"{}\"", sparsity.where(), kind));
+    if (sparsity.error()) f.fail(sparsity.error()->message);
+  }
+  q.bits = format == "pack-quantized" ? 4 : format == "dense" ? 16 : 8;
+  return q;
+}
+
+Result<QuantConfig> read_quantization(const Json& json, const std::string& origin, std::string* method) {
+  if (!json.is_object()) return input_error(fmt::format("{}: quantization_config: expected an object, found {}", origin, shown(json)));
+  Fields f(json, origin + ": quantization_config");
+  QuantConfig q;
+  *method = f.text("quant_method", "");
+  if (*method == "fp8") {
+    q.method = QuantConfig::Method::kFp8;
+    if (f.has("weight_block_size")) {
+      const Json& size = json["weight_block_size"];
+      if (size != Json::array({128, 128}) && size != Json::array({32, 32}))
+        f.fail(fmt::format("{}: weight_block_size: expected [128,128] or [32,32], found {}", f.where(), shown(size)));
+    }
+  } else if (*method == "awq") {
+    q = read_awq(f);
+  } else if (*method == "gptq") {
+    q = read_gptq(f);
+  } else if (*method == "compressed-tensors") {
+    q = read_compressed_tensors(f);
+  } else {
+    f.fail(
+        fmt::format("{}: quant_method: expected \"fp8\", \"awq\", \"gptq\" or \"compressed-tensors\", found \"{}\"; use the bf16 or "
+                    "FP8 checkpoint",
+                    f.where(), *method));
+  }
+  const bool grouped = q.method == QuantConfig::Method::kAwq || q.method == QuantConfig::Method::kGptq;
+  if (grouped && q.group != -1 && (q.group <= 0 || q.group % 32 != 0))
+    f.fail(fmt::format("{}: group_size: expected -1 or a multiple of 32, found {}", f.where(), q.group));
+  if (f.error()) return *f.error();
+  return q;
+}
+
 }  // namespace
 
 Result<ModelConfig> parse_model_config(const Json& json, const std::string& origin) {
@@ -212,15 +293,7 @@ Result<ModelConfig> parse_model_config(const Json& json, const std::string& orig
   }
   c.mtp_modules = f.integer("num_nextn_predict_layers", 0, 64, 0);
   if (f.has("quantization_config")) {
-    const Json& q = json["quantization_config"];
-    if (!q.is_object()) return input_error(fmt::format("{}: quantization_config: expected an object, found {}", origin, shown(q)));
-    Fields qf(q, origin + ": quantization_config");
-    c.quant_method = qf.text("quant_method", "");
-    if (c.quant_method != "fp8")
-      qf.fail(fmt::format("{}: quant_method: expected \"fp8\", found \"{}\"; use the bf16 or FP8 checkpoint", qf.where(), c.quant_method));
-    if (q.contains("weight_block_size") && q["weight_block_size"] != Json::array({128, 128}))
-      qf.fail(fmt::format("{}: weight_block_size: expected [128,128], found {}", qf.where(), shown(q["weight_block_size"])));
-    if (qf.error()) return *qf.error();
+    DG_ASSIGN(c.quantization, read_quantization(json["quantization_config"], origin, &c.quant_method));
   }
   c.eos = f.ids("eos_token_id");
   std::vector<int64_t> bos = f.ids("bos_token_id");
@@ -232,12 +305,22 @@ Result<ModelConfig> parse_model_config(const Json& json, const std::string& orig
 }
 
 Result<ModelConfig> read_model_config(const std::string& directory) {
+  DG_ASSIGN(std::vector<std::string> gguf, find_gguf_files(directory));
+  if (!gguf.empty()) {
+    DG_ASSIGN(GgufModel model, open_gguf(gguf));
+    return gguf_model_config(model);
+  }
   std::string path = directory + "/config.json";
   DG_ASSIGN(Json json, read_json_file(path, {.max_bytes = size_t{16} << 20, .max_depth = 32}));
   return parse_model_config(json, path);
 }
 
 Result<GenerationConfig> read_generation_config(const std::string& directory) {
+  DG_ASSIGN(std::vector<std::string> gguf, find_gguf_files(directory));
+  if (!gguf.empty()) {
+    DG_ASSIGN(GgufModel model, open_gguf(gguf));
+    return gguf_generation_config(model);
+  }
   GenerationConfig g;
   std::string path = directory + "/generation_config.json";
   if (!file_exists(path)) return g;

@@ -8,6 +8,7 @@
 
 #include "base/json_fwd.h"
 #include "base/result.h"
+#include "model/quant_config.h"
 
 namespace dg {
 
@@ -21,6 +22,7 @@ struct RopeConfig {
   int64_t original_max_position = 0;
   bool truncate = true;  // yarn: round the correction range to whole dimensions
   std::optional<double> attention_factor, attn_factor, mscale, mscale_all_dim;
+  std::vector<float> divisors;  // (rotary_dim / 2), optional: of the frequencies, as GGUF files have them for Llama 3
 };
 
 struct ModelConfig {
@@ -48,12 +50,14 @@ struct ModelConfig {
   bool is_moe_layer(int64_t layer) const { return moe.experts > 0 && layer >= moe.first_dense && layer % moe.layer_freq == 0; }
 
   int64_t mtp_modules = 0;   // num_nextn_predict_layers
-  std::string quant_method;  // "" or "fp8"
+  std::string quant_method;  // "", "fp8", "awq", "gptq" or "compressed-tensors"
+  QuantConfig quantization;
   std::optional<int64_t> bos;
   std::vector<int64_t> eos;
 };
 
-// Reads `directory`/config.json. Errors name the file, the field, what was expected and what was found.
+// Reads `directory`/config.json, or the metadata of a GGUF file or directory (gguf_config.h). Errors name the file, the field, what was
+// expected and what was found.
 Result<ModelConfig> read_model_config(const std::string& directory);
 Result<ModelConfig> parse_model_config(const Json& json, const std::string& origin);
 

@@ -58,12 +58,13 @@ TEST(ModelConfig, ErrorsNameFieldExpectedAndFound) {
   EXPECT_EQ(message([](Json& j) { j["rope_scaling"]["type"] = "su"; }),
             "m/config.json: rope_scaling: rope type \"su\" is not supported (default, linear, llama3, yarn)");
   EXPECT_EQ(message([](Json& j) { j["rope_scaling"] = 7; }), "m/config.json: rope_scaling: expected an object, found 7");
-  EXPECT_EQ(message([](Json& j) { j["quantization_config"]["quant_method"] = "awq"; }),
-            "m/config.json: quantization_config: quant_method: expected \"fp8\", found \"awq\"; use the bf16 or FP8 checkpoint");
+  EXPECT_EQ(message([](Json& j) { j["quantization_config"]["quant_method"] = "bitsandbytes"; }),
+            "m/config.json: quantization_config: quant_method: expected \"fp8\", \"awq\", \"gptq\" or \"compressed-tensors\", found "
+            "\"bitsandbytes\"; use the bf16 or FP8 checkpoint");
   EXPECT_EQ(message([](Json& j) {
               j["quantization_config"]["weight_block_size"] = {64, 64};
             }),
-            "m/config.json: quantization_config: weight_block_size: expected [128,128], found [64,64]");
+            "m/config.json: quantization_config: weight_block_size: expected [128,128] or [32,32], found [64,64]");
   EXPECT_EQ(message([](Json& j) { j["n_group"] = 7; }), "m/config.json: n_group 7 does not divide n_routed_experts 256");
   EXPECT_EQ(message([](Json& j) { j["eos_token_id"] = "x"; }),
             "m/config.json: eos_token_id: expected a token id or a list of them, found \"x\"");
@@ -73,6 +74,50 @@ TEST(ModelConfig, ErrorsNameFieldExpectedAndFound) {
   EXPECT_EQ(message([](Json& j) { j["architectures"] = Json::array(); }),
             "m/config.json: architectures: expected a list with one name such as [\"DeepseekV3ForCausalLM\"], found []");
   EXPECT_EQ(parse_model_config(Json::array(), "c").error().message, "c: expected a JSON object, found []");
+}
+
+TEST(ModelConfig, ReadsQuantizationConfigs) {
+  auto quantization = [](const char* text) {
+    auto c = with([&](Json& j) { j["quantization_config"] = *parse_json(text, "q"); });
+    EXPECT_TRUE(c.ok()) << c.error().message;
+    return c.ok() ? c->quantization : QuantConfig{};
+  };
+  QuantConfig awq = quantization(R"({"quant_method":"awq","bits":4,"group_size":128,"zero_point":true,"version":"GEMM",
+                                     "modules_to_not_convert":["visual"]})");
+  EXPECT_EQ(awq.method, QuantConfig::Method::kAwq);
+  EXPECT_EQ(awq.group, 128);
+  EXPECT_FALSE(awq.symmetric);
+  QuantConfig gptq = quantization(R"({"quant_method":"gptq","bits":8,"group_size":-1,"desc_act":true,"sym":false,
+                                      "checkpoint_format":"gptq_v2"})");
+  EXPECT_EQ(gptq.method, QuantConfig::Method::kGptq);
+  EXPECT_EQ(gptq.bits, 8);
+  EXPECT_EQ(gptq.group, -1);
+  EXPECT_TRUE(gptq.act_order && !gptq.symmetric && !gptq.zero_minus_one);
+  EXPECT_TRUE(quantization(R"({"quant_method":"gptq","bits":4,"group_size":32})").zero_minus_one);
+  QuantConfig packed = quantization(R"({"quant_method":"compressed-tensors","format":"pack-quantized","config_groups":{"group_0":{}},
+                                        "ignore":["lm_head"],"sparsity_config":{"format":"dense"}})");
+  EXPECT_EQ(packed.method, QuantConfig::Method::kCompressedTensors);
+  EXPECT_EQ(quantization(R"({"quant_method":"fp8","weight_block_size":[32,32]})").method, QuantConfig::Method::kFp8);
+
+  auto fault = [](const char* text) {
+    std::string m = message([&](Json& j) { j["quantization_config"] = *parse_json(text, "q"); });
+    const std::string prefix = "m/config.json: quantization_config: ";
+    EXPECT_EQ(m.find(prefix), 0u) << m;
+    return m.substr(std::min(m.size(), prefix.size()));
+  };
+  EXPECT_EQ(fault(R"({"quant_method":"gptq","bits":3,"group_size":128})"), "bits: expected 4 or 8, found 3");
+  EXPECT_EQ(fault(R"({"quant_method":"gptq","group_size":128})"), "bits is missing");
+  EXPECT_EQ(fault(R"({"quant_method":"gptq","bits":4,"group_size":0})"), "group_size: expected -1 or a multiple of 32, found 0");
+  EXPECT_EQ(fault(R"({"quant_method":"awq","group_size":16})"), "group_size: expected -1 or a multiple of 32, found 16");
+  EXPECT_EQ(fault(R"({"quant_method":"awq","bits":8})"), "bits: AWQ has 4, found 8");
+  EXPECT_EQ(fault(R"({"quant_method":"awq","version":"gemv"})"),
+            "version: expected \"gemm\", found \"gemv\"; it packs weights differently, use the gemm checkpoint");
+  EXPECT_EQ(fault(R"({"quant_method":"gptq","bits":4,"checkpoint_format":"marlin"})"),
+            "checkpoint_format: expected \"gptq\" or \"gptq_v2\", found \"marlin\"");
+  EXPECT_EQ(fault(R"({"quant_method":"compressed-tensors","format":"nvfp4-pack-quantized"})"),
+            "format: expected pack-quantized, int-quantized or float-quantized, found \"nvfp4-pack-quantized\"");
+  EXPECT_EQ(fault(R"({"quant_method":"compressed-tensors","sparsity_config":{"format":"sparse-24-bitmask"}})"),
+            "sparsity_config: format: expected \"dense\", found \"sparse-24-bitmask\"");
 }
 
 TEST(ModelConfig, ReadsRopeParametersOfTransformers5) {

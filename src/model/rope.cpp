@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "base/check.h"
+
 namespace dg {
 
 double yarn_mscale(double factor, double k) { return factor > 1 ? 0.1 * k * std::log(factor) + 1 : 1; }
@@ -53,6 +55,10 @@ RopeTable make_rope_table(const RopeConfig& config, int64_t dim) {
       else table.magnitude = static_cast<float>(yarn_mscale(config.factor, 1) * config.attn_factor.value_or(1));
       break;
     }
+  }
+  if (!config.divisors.empty()) {
+    CHECK(config.divisors.size() == half);
+    for (size_t i = 0; i < half; i++) inv[i] /= static_cast<double>(config.divisors[i]);
   }
   table.inv_freq.assign(inv.begin(), inv.end());
   return table;

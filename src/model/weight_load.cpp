@@ -1,39 +1,43 @@
-// WeightStore::load: reading, checking and converting the tensors, in file order, by several threads.
+// WeightStore::load: reading, checking, converting and preparing the matrices, in file order, by several threads.
 #include <fmt/core.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "base/progress.h"
+#include "base/topology.h"
+#include "model/weight_source_parts.h"
 #include "model/weight_store_items.h"
 #include "quant/f32.h"
-#include "quant/formats.h"
-#include "quant/fp8_block.h"
 
 namespace dg {
 namespace {
 
-constexpr int64_t kCopyBytes = 4 << 20;     // one read straight into its final place
-constexpr int64_t kConvertBytes = 1 << 20;  // floats of one conversion step
+constexpr int64_t kCopyBytes = 4 << 20;       // one read straight into its final place
+constexpr int64_t kTaskBytes = 4 << 20;       // published bytes of one task that prepares or converts
+constexpr int64_t kStepBytes = 512 << 10;     // of them read at a time: they shall stay in the core's L2
+constexpr int64_t kConvertBytes = 128 << 10;  // floats of one step of a conversion, for the same reason
+constexpr int64_t kRowsMultiple = 128;
+static_assert(kRowsMultiple % WeightSource::kReadRows == 0 && kRowsMultiple % Backend::kPrepareRows == 0);
 
-// Index of the first NaN code (0x7f, 0xff) among E4M3 bytes, or -1. The loop vectorises; the search runs on failure only.
-int64_t find_e4m3_nan(const uint8_t* p, int64_t n) {
-  unsigned found = 0;
-  for (int64_t i = 0; i < n; i++) found |= (p[i] & 0x7f) == 0x7f;
-  if (!found) return -1;
-  for (int64_t i = 0; i < n; i++)
-    if ((p[i] & 0x7f) == 0x7f) return i;
-  return -1;
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Rows of `row_bytes` that make about `bytes`, a multiple of kRowsMultiple.
+int64_t rows_of(int64_t bytes, int64_t row_bytes) {
+  return std::max(kRowsMultiple, bytes / std::max<int64_t>(1, row_bytes) / kRowsMultiple * kRowsMultiple);
 }
 
-int64_t find_not_finite(const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; i++)
-    if (!std::isfinite(x[i])) return i;
-  return -1;
+// A buffer that only grows; its content is not kept.
+std::byte* at_least(std::vector<std::byte>& buffer, int64_t bytes) {
+  if (buffer.size() < static_cast<size_t>(bytes)) {
+    buffer.clear();
+    buffer.resize(static_cast<size_t>(bytes));
+  }
+  return buffer.data();
 }
 
 }  // namespace
@@ -44,126 +48,173 @@ struct WeightStore::Task {
   int64_t first, rows;
 };
 
-Result<void> WeightStore::copy_scales(const Item& item) const {
-  auto* to = reinterpret_cast<float*>(static_cast<std::byte*>(memory_->data()) + item.scale_offset);
-  auto count = static_cast<size_t>(item.scale->bytes / 4);
-  DG_TRY(index_->file(item.scale->file).read_into(item.scale->offset, {reinterpret_cast<std::byte*>(to), count * 4}));
-  int64_t bad = find_not_finite(to, static_cast<int64_t>(count));
-  if (bad >= 0)
-    return input_error(fmt::format("{}: expected finite scales, found {} at block [{}, {}]", where(*item.scale), to[bad],
-                                   bad / item.scale->shape[1], bad % item.scale->shape[1]));
+struct WeightStore::Buffers {
+  LoadScratch scratch;
+  std::vector<std::byte> data, scales;            // rows as published
+  std::vector<std::byte> kept_data, kept_scales;  // rows in the kept format, when they are prepared afterwards
+  std::vector<float> floats, row;
+  std::vector<int32_t> columns;
+  const Item* columns_of = nullptr;
+};
+
+Result<void> WeightStore::load_columns(const Item& item) const {
+  DG_ASSIGN(std::vector<int32_t> columns, item.source->columns());
+  CHECK(static_cast<int64_t>(columns.size()) == item.in) << item.name;
+  std::memcpy(place(item.columns_offset), columns.data(), columns.size() * sizeof(int32_t));
   return {};
 }
 
-Result<void> WeightStore::run_task(const Task& task, std::vector<std::byte>& raw, std::vector<float>& floats) const {
+// Rows `from` -> the item's format, some at a time.
+Result<void> WeightStore::convert(const Item& item, const Weight& from, std::byte* data, std::byte* scales, Buffers& b) const {
+  const Format& to = *item.format;
+  const bool permuted = item.source->permuted();
+  if (permuted && b.columns_of != &item) {
+    DG_ASSIGN(b.columns, item.source->columns());
+    b.columns_of = &item;
+  }
+  const int64_t in = item.in;
+  const int64_t step = round_up(std::clamp<int64_t>(kConvertBytes / (in * 4), 1, from.out), to.scale_rows);
+  b.floats.resize(static_cast<size_t>(step * in));
+  b.row.resize(static_cast<size_t>(permuted ? in : 0));
+  for (int64_t first = 0; first < from.out; first += step) {
+    const int64_t rows = std::min(step, from.out - first);
+    for (int64_t r = 0; r < rows; r++) {
+      float* out = b.floats.data() + r * in;
+      from.decode(first + r, 0, in, permuted ? b.row.data() : out);
+      for (int64_t k = 0; permuted && k < in; k++) out[b.columns[static_cast<size_t>(k)]] = b.row[static_cast<size_t>(k)];
+    }
+    to.encode(b.floats.data(), rows, in, data + first * to.row_bytes(in),
+              scales + first / to.scale_rows * to.scale_col_count(in) * to.scale_bytes_each());
+  }
+  return {};
+}
+
+Result<void> WeightStore::run_task(const Task& task, Buffers& b) const {
   const Item& item = *task.item;
-  auto* data = static_cast<std::byte*>(memory_->data()) + item.data_offset;
+  std::byte* data = place(item.data_offset);
   if (!item.source) {
     std::memcpy(data, item.constant.data(), item.constant.size() * 4);
     return {};
   }
-  const MappedFile& file = index_->file(item.source->file);
-  int64_t source_row = item.source_format->row_bytes(item.in);
-  uint64_t offset = item.source->offset + static_cast<uint64_t>(task.first * source_row);
-  auto source_bytes = static_cast<size_t>(task.rows * source_row);
-  bool fp8 = item.source_format == &kFp8BlockFormat;
-  auto check_fp8 = [&](const std::byte* bytes) -> Result<void> {
-    int64_t bad = find_e4m3_nan(reinterpret_cast<const uint8_t*>(bytes), static_cast<int64_t>(source_bytes));
-    if (bad < 0) return {};
-    return input_error(
-        fmt::format("{}: expected numbers, found NaN at [{}, {}]", where(*item.source), task.first + bad / item.in, bad % item.in));
+  const Format &from = *item.source_format, &kept = *item.format;
+  const int64_t in = item.in;
+  auto kept_data = [&](int64_t row) { return data + row * kept.row_bytes(in); };
+  auto kept_scales = [&](int64_t row) {
+    return place(item.scale_offset) + row / kept.scale_rows * kept.scale_col_count(in) * kept.scale_bytes_each();
   };
-
-  if (item.format == item.source_format) {
-    std::byte* to = data + task.first * source_row;
-    DG_TRY(file.read_into(offset, {to, source_bytes}));
-    if (fp8) {
-      if (task.first == 0) DG_TRY(copy_scales(item));
-      return check_fp8(to);
+  b.scratch.task_first = task.first;
+  b.scratch.task_rows = task.rows;
+  if (item.keeps_columns && task.first == 0) DG_TRY(load_columns(item));
+  if (&from == &kept && !item.prepared) {
+    DG_TRY(item.source->read(task.first, task.rows, kept_data(task.first), kept_scales(task.first), b.scratch));
+  } else {
+    const int64_t step = rows_of(kStepBytes, from.row_bytes(in));
+    for (int64_t first = task.first; first < task.first + task.rows; first += step) {
+      const int64_t rows = std::min(step, task.first + task.rows - first);
+      Weight source{&from, at_least(b.data, from.data_bytes(rows, in)), at_least(b.scales, from.scale_bytes(rows, in)), rows, in};
+      DG_TRY(item.source->read(first, rows, b.data.data(), b.scales.data(), b.scratch));
+      if (&from != &kept) {
+        std::byte* to = item.prepared ? at_least(b.kept_data, kept.data_bytes(rows, in)) : kept_data(first);
+        std::byte* scales = item.prepared ? at_least(b.kept_scales, kept.scale_bytes(rows, in)) : kept_scales(first);
+        DG_TRY(convert(item, source, to, scales, b));
+        source = {&kept, to, scales, rows, in};
+      }
+      if (item.prepared) backend_.prepare(source, first, item.out, data);
     }
-    return {};
   }
-
-  raw.resize(source_bytes);
-  floats.resize(static_cast<size_t>(task.rows * item.in));
-  DG_TRY(file.read_into(offset, raw));
-  std::vector<float> scales;
-  Weight source{item.source_format, raw.data(), nullptr, task.rows, item.in};
-  if (fp8) {
-    DG_TRY(check_fp8(raw.data()));
-    int64_t columns = item.scale->shape[1], first_block = task.first / kFp8Block;
-    int64_t blocks = (task.first + task.rows + kFp8Block - 1) / kFp8Block - first_block;
-    scales.resize(static_cast<size_t>(blocks * columns));
-    DG_TRY(
-        index_->file(item.scale->file)
-            .read_into(item.scale->offset + static_cast<uint64_t>(first_block * columns * 4), std::as_writable_bytes(std::span(scales))));
-    int64_t bad = find_not_finite(scales.data(), blocks * columns);
+  if (item.is_vector) {
+    const auto* values = reinterpret_cast<const float*>(data);
+    int64_t bad = weight_source::find_not_finite(values, in);
     if (bad >= 0)
-      return input_error(fmt::format("{}: expected finite scales, found {} at block [{}, {}]", where(*item.scale),
-                                     scales[static_cast<size_t>(bad)], first_block + bad / columns, bad % columns));
-    source.scales = reinterpret_cast<const std::byte*>(scales.data());
+      return input_error(fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source->tensors()[0]), values[bad], bad));
   }
-  // A task starts at a multiple of 128 rows, so row r of the buffer lies in the scale block r / 128 of the buffer.
-  for (int64_t r = 0; r < task.rows; r++) source.decode(r, 0, item.in, floats.data() + r * item.in);
-  if (!item.tensors.empty()) {
-    int64_t bad = find_not_finite(floats.data(), item.in);
-    if (bad >= 0)
-      return input_error(
-          fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source), floats[static_cast<size_t>(bad)], bad));
-  }
-  std::byte* scales_to = static_cast<std::byte*>(memory_->data()) + item.scale_offset;
-  if (item.format->scale_type != ScaleType::kNone)
-    scales_to += task.first / item.format->scale_rows * item.format->scale_col_count(item.in) * item.format->scale_bytes_each();
-  item.format->encode(floats.data(), task.rows, item.in, data + task.first * item.format->row_bytes(item.in), scales_to);
   return {};
+}
+
+// By memory node, each in file order.
+std::vector<std::vector<WeightStore::Task>> WeightStore::make_tasks(const LoadPlacement& placement) const {
+  std::vector<std::vector<Task>> tasks(static_cast<size_t>(placement.nodes()));
+  for (const Item& item : items_) {
+    int64_t rows = item.out;
+    if (item.source) {
+      const bool copied = item.format == item.source_format && !item.prepared;
+      rows = rows_of(copied ? kCopyBytes : kTaskBytes, item.source_format->row_bytes(item.in));
+      if (int64_t strip = item.source->strip_rows(); strip > 0) rows = round_up(strip, kRowsMultiple);
+      if (placement.active())
+        rows = std::min(rows, std::max(kRowsMultiple, item.out / placement.readers() / kRowsMultiple * kRowsMultiple));
+    }
+    for (int64_t r = 0; r < item.out; r += rows) {
+      const int64_t n = std::min(rows, item.out - r);
+      tasks[static_cast<size_t>(placement.node_of_rows(r, n, item.out))].push_back({&item, r, n});
+    }
+  }
+  for (std::vector<Task>& list : tasks)
+    std::stable_sort(list.begin(), list.end(), [](const Task& a, const Task& b) {
+      auto key = [](const Task& t) {
+        if (!t.item->source) return std::pair(-1, uint64_t{0});
+        const TensorInfo& info = *t.item->source->tensors()[0];
+        return std::pair(info.file, info.offset);
+      };
+      return key(a) < key(b);
+    });
+  return tasks;
 }
 
 Result<void> WeightStore::load(const LoadOptions& options) {
   CHECK(index_) << "nothing to load from";
   CHECK(backend_.executes());
   DG_TRY(allocate());
-  std::vector<Task> tasks;
+  const std::vector<std::vector<Task>> tasks = make_tasks(options.placement);
   uint64_t total = 0;
-  for (const Item& item : items_) {
-    bool convert = item.format != item.source_format;
-    int64_t row = std::max<int64_t>(1, convert ? item.in * 4 : item.format->row_bytes(item.in));
-    int64_t rows = std::max<int64_t>(1, (convert ? kConvertBytes : kCopyBytes) / row);
-    rows = (rows + kFp8Block - 1) / kFp8Block * kFp8Block;
-    for (int64_t r = 0; r < item.out; r += rows) tasks.push_back({&item, r, std::min(rows, item.out - r)});
-    if (item.source) total += item.source->bytes;
-  }
-  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) {
-    auto key = [](const Task& t) {
-      return t.item->source ? std::pair(t.item->source->file, t.item->source->offset) : std::pair(-1, uint64_t{0});
-    };
-    return key(a) < key(b);
-  });
+  for (const Item& item : items_)
+    if (item.source) total += item.source->tensors()[0]->bytes;
 
   Progress progress("loading weights", total, {.silent = !options.progress});
-  std::atomic<size_t> next{0};
+  std::vector<std::atomic<size_t>> next(tasks.size());
   std::atomic<bool> stop{false};
   std::mutex mutex;
   Result<void> result;
-  auto work = [&] {
-    std::vector<std::byte> raw;
-    std::vector<float> floats;
-    for (size_t i; !stop.load(std::memory_order_relaxed) && (i = next.fetch_add(1)) < tasks.size();) {
-      const Task& task = tasks[i];
-      Result<void> done = run_task(task, raw, floats);
+  auto work_on = [&](size_t node, Buffers& buffers) {
+    for (size_t i; !stop.load(std::memory_order_relaxed) && (i = next[node].fetch_add(1)) < tasks[node].size();) {
+      const Task& task = tasks[node][i];
+      Result<void> done = run_task(task, buffers);
       if (!done.ok()) {
         std::lock_guard lock(mutex);
         if (result.ok()) result = done;
         stop = true;
         return;
       }
-      if (task.item->source) progress.add(static_cast<uint64_t>(task.rows * task.item->source_format->row_bytes(task.item->in)));
+      if (const WeightSource* source = task.item->source.get())
+        progress.add(static_cast<uint64_t>(static_cast<double>(source->tensors()[0]->bytes) * static_cast<double>(task.rows) /
+                                           static_cast<double>(task.item->out)));
     }
   };
   unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  int threads = options.threads > 0 ? options.threads : static_cast<int>(std::min(8u, cores));
+  const int threads = options.threads > 0 ? options.threads : static_cast<int>(std::min(8u, cores));
+  auto work = [&](int thread) {
+    Buffers buffers;
+    for (int node : options.placement.nodes_of_thread(thread, threads)) {
+      // Refused (a container may): the pages land elsewhere, which costs speed only.
+      if (options.placement.active()) (options.bind ? options.bind : pin_current_thread)(options.placement.cpus(node));
+      work_on(static_cast<size_t>(node), buffers);
+    }
+  };
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; i++) pool.emplace_back(work);
-  work();
+  // The calling thread takes part as loader 0, except when it would be left bound to a node.
+  const int first = options.placement.active() ? 0 : 1;
+  std::vector<int> mine;  // loaders that found no thread
+  for (int i = 0; i < threads; i++) {
+    if (i < first || !mine.empty()) {
+      mine.push_back(i);
+      continue;
+    }
+    try {
+      pool.emplace_back(work, i);
+    } catch (const std::system_error&) {
+      mine.push_back(i);
+    }
+  }
+  for (int i : mine) work(i);
   for (std::thread& t : pool) t.join();
   if (!result.ok()) return result;
   progress.finish();

@@ -2,11 +2,12 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+
 #include "model/weight_store_items.h"
 #include "quant/bf16.h"
 #include "quant/f16.h"
 #include "quant/f32.h"
-#include "quant/fp8_block.h"
 
 namespace dg {
 
@@ -14,25 +15,12 @@ namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-std::string shape_text(std::initializer_list<int64_t> shape) {
-  std::string text = "[";
-  for (int64_t d : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
-  return text + "]";
-}
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (int64_t d : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(d);
-  return text + "]";
-}
-
-const Format* published_format(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kF32: return &kF32;
-    case Dtype::kF16: return &kF16;
-    case Dtype::kBf16: return &kBf16;
-    case Dtype::kF8E4m3: return &kFp8BlockFormat;
-    default: return nullptr;
-  }
+// What a matrix brings along that this program has no use for: static activation scales, cache scales, shapes of packed data.
+bool is_side_tensor(std::string_view name) {
+  for (std::string_view suffix : {".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".k_scale", ".v_scale",
+                                  ".q_scale", ".prob_scale", ".weight_shape"})
+    if (name.ends_with(suffix)) return true;
+  return false;
 }
 
 }  // namespace
@@ -54,65 +42,74 @@ void WeightStore::fail(Error error) {
   if (!error_) error_ = std::make_unique<Error>(std::move(error));
 }
 
-bool WeightStore::has(const std::string& name) const { return !index_ || index_->find(name); }
+bool WeightStore::has(const std::string& name) const { return !index_ || has_weight_source(*index_, name); }
 
-void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class) {
+Result<void> WeightStore::settle(Item& item) const {
+  const WeightClass c = item.weight_class;
+  const bool ends = c == WeightClass::kEmbedding || c == WeightClass::kHead;
+  const bool act_order = item.source && item.source->permuted();
+  item.format = item.source_format;
+  if (policy_.float32) item.format = &kF32;
+  else if (ends && policy_.head) item.format = policy_.head;
+  else if (policy_.linear && !ends && c != WeightClass::kRouter) item.format = policy_.linear;
+  // Who reads single rows knows no order of columns. f16 holds what such a checkpoint's own runtime computes with.
+  if (act_order && item.as_rows && item.format == item.source_format) item.format = &kF16;
+  if (item.format != item.source_format && !item.format->encode)
+    return input_error(fmt::format("{}: weight format {} can only be read, not written; choose another", item.name, item.format->name));
+  if (!backend_.supports(*item.format))
+    return input_error(fmt::format("{}: backend {} has no kernel for weight format {}", item.name, backend_.name(), item.format->name));
+  item.keeps_columns = act_order && item.format == item.source_format;
+  const int64_t prepared = item.as_product ? backend_.prepared_bytes(*item.format, item.out, item.in) : 0;
+  item.prepared = prepared > 0;
+  item.data_bytes = item.prepared ? prepared : item.format->data_bytes(item.out, item.in);
+  item.scale_bytes = item.prepared ? 0 : item.format->scale_bytes(item.out, item.in);
+  return {};
+}
+
+void WeightStore::count(const Item& item, int sign) {
+  const int64_t bytes = item.data_bytes + item.scale_bytes + item.columns_bytes();
+  bytes_ += sign * (aligned(item.data_bytes) + aligned(item.scale_bytes) + aligned(item.columns_bytes()));
+  if (!item.constant.empty()) return;
+  ClassTotal& total = totals_[item.is_vector ? static_cast<size_t>(kWeightClassCount) : static_cast<size_t>(item.weight_class)];
+  total.parameters += sign * item.out * item.in;
+  total.bytes += sign * bytes;
+  total.count += sign;
+  int64_t& by_format = bytes_by_format_[item.format->name];
+  by_format += sign * bytes;
+  if (by_format == 0) bytes_by_format_.erase(item.format->name);
+}
+
+void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use) {
   if (auto known = by_name_.find(name); known != by_name_.end()) {
     Item& item = items_[known->second];
     CHECK(item.out == out && item.in == in) << name;
     item.weights.push_back(to);
+    count(item, -1);
+    (use == WeightUse::kRows ? item.as_rows : item.as_product) = true;
+    Result<void> settled = settle(item);
+    if (!settled.ok()) fail(settled.error());
+    count(item, +1);
     return;
   }
   Item item;
   item.name = name;
   item.out = out;
   item.in = in;
+  item.weight_class = weight_class;
+  (use == WeightUse::kRows ? item.as_rows : item.as_product) = true;
   item.weights.push_back(to);
-  item.source_format = assumed_;
-  bool quantised_class =
-      weight_class != WeightClass::kEmbedding && weight_class != WeightClass::kHead && weight_class != WeightClass::kRouter;
-  if (!index_ && !quantised_class) item.source_format = &kBf16;
   if (index_) {
-    item.source = index_->find(name);
-    if (!item.source) {
-      fail(input_error(fmt::format("{}: tensor {} is missing: expected shape {}", index_->file(0).path(), name, shape_text({out, in}))));
-      return;
-    }
-    if (item.source->shape != std::vector<int64_t>{out, in})
-      return fail(input_error(fmt::format("{}: expected shape {} from config.json, found {}", where(*item.source), shape_text({out, in}),
-                                          shape_text(item.source->shape))));
-    item.source_format = published_format(item.source->dtype);
-    if (!item.source_format)
-      return fail(input_error(
-          fmt::format("{}: expected dtype F32, F16, BF16 or F8_E4M3, found {}", where(*item.source), dtype_name(item.source->dtype))));
-    if (item.source->dtype == Dtype::kF8E4m3) {
-      std::string scale_name = name + "_scale_inv";
-      item.scale = index_->find(scale_name);
-      std::vector<int64_t> expected{kFp8BlockFormat.scale_row_count(out), kFp8BlockFormat.scale_col_count(in)};
-      if (!item.scale)
-        return fail(input_error(fmt::format("{}: dtype F8_E4M3 needs tensor {} of shape {}, which is missing", where(*item.source),
-                                            scale_name, shape_text(expected))));
-      if (item.scale->dtype != Dtype::kF32)
-        return fail(input_error(fmt::format("{}: expected dtype F32, found {}", where(*item.scale), dtype_name(item.scale->dtype))));
-      if (item.scale->shape != expected)
-        return fail(input_error(fmt::format("{}: expected shape {} (128 x 128 blocks of {}), found {}", where(*item.scale),
-                                            shape_text(expected), shape_text({out, in}), shape_text(item.scale->shape))));
-    }
+    auto source = find_weight_source(*index_, quantization_, name, out, in);
+    if (!source.ok()) return fail(source.error());
+    item.source = std::move(*source);
+    item.source_format = &item.source->format();
+  } else {
+    bool quantised = weight_class != WeightClass::kEmbedding && weight_class != WeightClass::kHead && weight_class != WeightClass::kRouter;
+    item.source_format = quantised ? assumed_ : &kBf16;
   }
-  item.format = item.source_format;
-  if (policy_.float32) item.format = &kF32;
-  else if (policy_.linear && quantised_class) item.format = policy_.linear;
-  if (!backend_.supports(*item.format))
-    return fail(input_error(fmt::format("{}: backend {} has no kernel for weight format {}", name, backend_.name(), item.format->name)));
-  item.data_offset = bytes_;
-  bytes_ += aligned(item.format->data_bytes(out, in));
-  item.scale_offset = bytes_;
-  bytes_ += aligned(item.format->scale_bytes(out, in));
-  ClassTotal& total = totals_[static_cast<size_t>(weight_class)];
-  total.parameters += out * in;
-  total.bytes += item.format->total_bytes(out, in);
-  total.count++;
-  bytes_by_format_[item.format->name] += item.format->total_bytes(out, in);
+  Result<void> settled = settle(item);
+  if (!settled.ok()) return fail(settled.error());
+  count(item, +1);
   by_name_.emplace(name, items_.size());
   items_.push_back(std::move(item));
 }
@@ -122,28 +119,17 @@ void WeightStore::vector(Tensor* to, const std::string& name, int64_t size) {
   item.name = name;
   item.out = 1;
   item.in = size;
-  item.format = &kF32;
+  item.is_vector = true;
+  item.source_format = item.format = &kF32;
+  item.data_bytes = size * 4;
   item.tensors.push_back(to);
   if (index_) {
-    item.source = index_->find(name);
-    if (!item.source)
-      return fail(
-          input_error(fmt::format("{}: tensor {} is missing: expected shape {}", index_->file(0).path(), name, shape_text({size}))));
-    if (item.source->shape != std::vector<int64_t>{size})
-      return fail(input_error(fmt::format("{}: expected shape {} from config.json, found {}", where(*item.source), shape_text({size}),
-                                          shape_text(item.source->shape))));
-    item.source_format = published_format(item.source->dtype);
-    if (!item.source_format || item.source_format == &kFp8BlockFormat)
-      return fail(
-          input_error(fmt::format("{}: expected dtype F32, F16 or BF16, found {}", where(*item.source), dtype_name(item.source->dtype))));
+    auto source = find_vector_source(*index_, name, size);
+    if (!source.ok()) return fail(source.error());
+    item.source = std::move(*source);
+    item.source_format = &item.source->format();
   }
-  item.data_offset = bytes_;
-  bytes_ += aligned(size * 4);
-  ClassTotal& total = totals_[kWeightClassCount];
-  total.parameters += size;
-  total.bytes += size * 4;
-  total.count++;
-  bytes_by_format_["f32"] += size * 4;
+  count(item, +1);
   by_name_.emplace(name, items_.size());
   items_.push_back(std::move(item));
 }
@@ -153,30 +139,45 @@ void WeightStore::constant(Tensor* to, std::vector<float> values) {
   item.name = "(constant)";
   item.out = 1;
   item.in = static_cast<int64_t>(values.size());
+  item.is_vector = true;
   item.format = &kF32;
+  item.data_bytes = item.in * 4;
   item.tensors.push_back(to);
   item.constant = std::move(values);
-  item.data_offset = bytes_;
-  bytes_ += aligned(item.in * 4);
+  count(item, +1);
   items_.push_back(std::move(item));
+}
+
+// GPTQ exporters give every matrix a bias, zero where the model has none. A bias that does something must be declared.
+bool WeightStore::is_zero_bias(const TensorInfo& info) const {
+  constexpr std::string_view kSuffix = ".bias";
+  if (quantization_.method != QuantConfig::Method::kGptq || !info.name.ends_with(kSuffix)) return false;
+  if (!index_->find(info.name.substr(0, info.name.size() - kSuffix.size()) + ".qweight") || info.bytes > (1 << 24)) return false;
+  std::vector<std::byte> data(info.bytes);
+  if (!index_->file(info.file).read_into(info.offset, data).ok()) return false;
+  return std::all_of(data.begin(), data.end(), [](std::byte b) { return b == std::byte{0}; });
+}
+
+bool WeightStore::belongs(const TensorInfo& info) const {
+  std::string_view name = info.name;
+  if (by_name_.count(info.name) || ignored_.count(info.name)) return true;
+  if (name.find("rotary_emb.inv_freq") != std::string_view::npos) return true;  // old Llama checkpoints carry it
+  if (quantization_.method != QuantConfig::Method::kNone && is_side_tensor(name)) return true;
+  for (const std::string& prefix : ignored_prefixes_)
+    if (name.starts_with(prefix)) return true;
+  return is_zero_bias(info);
 }
 
 Result<void> WeightStore::status() const {
   if (error_) return *error_;
   if (!index_) return {};
+  std::unordered_set<const TensorInfo*> used;
+  for (const Item& item : items_)
+    if (item.source) used.insert(item.source->tensors().begin(), item.source->tensors().end());
   const TensorInfo* extra = nullptr;
   int64_t count = 0;
   for (const TensorInfo& info : index_->tensors()) {
-    if (by_name_.count(info.name) || ignored_.count(info.name)) continue;
-    std::string_view name = info.name;
-    constexpr std::string_view kScale = "_scale_inv";
-    if (name.size() > kScale.size() && name.substr(name.size() - kScale.size()) == kScale) {
-      auto owner = by_name_.find(std::string(name.substr(0, name.size() - kScale.size())));
-      if (owner != by_name_.end() && items_[owner->second].scale) continue;
-    }
-    bool skip = name.find("rotary_emb.inv_freq") != std::string_view::npos;  // old Llama checkpoints carry it
-    for (const std::string& prefix : ignored_prefixes_) skip = skip || name.substr(0, prefix.size()) == prefix;
-    if (skip) continue;
+    if (used.count(&info) || belongs(info)) continue;
     if (!extra) extra = &info;
     count++;
   }
@@ -188,23 +189,40 @@ Result<void> WeightStore::status() const {
 std::vector<WeightStore::Declared> WeightStore::declared() const {
   std::vector<Declared> all;
   for (const Item& item : items_)
-    if (item.constant.empty()) all.push_back({item.name, item.out, item.in, !item.tensors.empty(), item.format});
+    if (item.constant.empty()) all.push_back({item.name, item.out, item.in, item.is_vector, item.format, item.prepared});
   return all;
 }
 
 Result<void> WeightStore::allocate() {
   DG_TRY(status());
+  int64_t offset = 0;
+  auto take = [&](int64_t bytes) {
+    int64_t at = offset;
+    offset += aligned(bytes);
+    return at;
+  };
+  for (Item& item : items_) {
+    item.data_offset = take(item.data_bytes);
+    item.scale_offset = take(item.scale_bytes);
+    item.columns_offset = take(item.columns_bytes());
+  }
+  CHECK(offset == bytes_);
   DG_ASSIGN(memory_, backend_.allocate(static_cast<size_t>(std::max<int64_t>(bytes_, 64)), "weights"));
   return {};
 }
 
 void WeightStore::bind() {
-  auto* base = static_cast<std::byte*>(memory_->data());
   for (Item& item : items_) {
-    for (Weight* w : item.weights)
-      *w = {item.format, base + item.data_offset, item.format->scale_type == ScaleType::kNone ? nullptr : base + item.scale_offset,
-            item.out, item.in};
-    for (Tensor* t : item.tensors) *t = Tensor::of(base + item.data_offset, Dtype::kF32, {item.in});
+    Weight weight;
+    weight.format = item.format;
+    weight.data = place(item.data_offset);
+    weight.scales = item.scale_bytes > 0 ? place(item.scale_offset) : nullptr;
+    weight.out = item.out;
+    weight.in = item.in;
+    weight.columns = item.keeps_columns ? reinterpret_cast<const int32_t*>(place(item.columns_offset)) : nullptr;
+    weight.prepared = item.prepared;
+    for (Weight* w : item.weights) *w = weight;
+    for (Tensor* t : item.tensors) *t = Tensor::of(place(item.data_offset), Dtype::kF32, {item.in});
   }
 }
 

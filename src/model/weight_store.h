@@ -3,9 +3,14 @@
 // Two phases. While a model is built it *declares* what it needs (name, shape, class); declaring checks the checkpoint's
 // headers and fixes every format and byte, so `bytes()` is exact before anything is allocated, and a dry run stops here.
 // Then load() allocates once and reads the shards in file order with several threads, converting on the way; it fills in
-// the Weight and Tensor views that were declared, which must stay at their addresses. Reading uses pread into the final
-// place (or a 1 MiB buffer when converting), so peak memory is the model's bytes plus a few MiB.
+// the Weight and Tensor views that were declared, which must stay at their addresses.
+//
+// A matrix is kept as published, converted (WeightPolicy), or prepared: in the layout that the backend wants for its products
+// (Backend::prepare). Rows that stay as they are go by pread to their final place; others pass through buffers of about a
+// megabyte per thread, so peak memory is the model's bytes plus a few MiB. How the checkpoint stores a matrix is the matter
+// of weight_source.h.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -15,6 +20,8 @@
 #include "base/result.h"
 #include "device/backend.h"
 #include "io/tensor_index.h"
+#include "model/load_placement.h"
+#include "model/quant_config.h"
 
 namespace dg {
 
@@ -23,16 +30,23 @@ enum class WeightClass { kEmbedding, kHead, kAttention, kMlp, kExpert, kSharedEx
 inline constexpr int kWeightClassCount = 7;
 const char* weight_class_name(WeightClass c);
 
+// How a matrix is read. kProduct: by linear, linear_glu, moe_experts. kRows: row by row (embedding, MLA's kv_b). A matrix
+// declared for both (tied embedding) is kept once, in the layout for products.
+enum class WeightUse { kProduct, kRows };
+
 struct WeightPolicy {
-  // Format of attention, MLP, expert and shared-expert matrices; nullptr: as published. The embedding, head and router
-  // stay as published.
+  // Format of attention, MLP, expert and shared-expert matrices; nullptr: as published. The router stays as published.
   const Format* linear = nullptr;
-  bool float32 = false;  // everything in f32: the exact path
+  const Format* head = nullptr;  // of the embedding and the head; nullptr: as published
+  bool float32 = false;          // everything in f32: the exact path
 };
 
 struct LoadOptions {
   int threads = 0;  // 0: number of cores, at most 8
   bool progress = false;
+  LoadPlacement placement{};  // of row ranges on memory nodes; default: none
+  // Binds the calling thread to CPUs (pin_current_thread); replaced in tests.
+  std::function<bool(const std::vector<int>&)> bind{};
 };
 
 class WeightStore {
@@ -41,11 +55,13 @@ class WeightStore {
   // (planning from config.json only).
   WeightStore(Backend& backend, const TensorIndex* index, WeightPolicy policy, const Format* assumed = nullptr);
   ~WeightStore();
+  // quantization_config of the checkpoint; before anything is declared.
+  void set_quantization(const QuantConfig& config) { quantization_ = config; }
   WeightStore(const WeightStore&) = delete;
   WeightStore& operator=(const WeightStore&) = delete;
 
   // --- declare; the first problem is kept for status() ---
-  void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class);
+  void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use = WeightUse::kProduct);
   void vector(Tensor* to, const std::string& name, int64_t size);  // kept in f32
   void constant(Tensor* to, std::vector<float> values);            // e.g. rotary frequencies
   bool has(const std::string& name) const;                         // in the checkpoint (true when planning)
@@ -71,6 +87,7 @@ class WeightStore {
     int64_t out, in;
     bool is_vector;
     const Format* format;  // as it is kept
+    bool prepared;         // repacked by the backend
   };
   std::vector<Declared> declared() const;
 
@@ -82,15 +99,25 @@ class WeightStore {
  private:
   struct Item;
   struct Task;
+  struct Buffers;
+  // Decides format, layout and bytes of a matrix from its source, policy and uses; checks that the backend takes it.
+  Result<void> settle(Item& item) const;
+  void count(const Item& item, int sign);
   Result<void> allocate();
   void bind();
-  Result<void> run_task(const Task& task, std::vector<std::byte>& raw, std::vector<float>& floats) const;
-  Result<void> copy_scales(const Item& item) const;
+  std::vector<std::vector<Task>> make_tasks(const LoadPlacement& placement) const;
+  Result<void> run_task(const Task& task, Buffers& buffers) const;
+  Result<void> convert(const Item& item, const Weight& from, std::byte* data, std::byte* scales, Buffers& buffers) const;
+  Result<void> load_columns(const Item& item) const;
+  std::byte* place(int64_t offset) const { return static_cast<std::byte*>(memory_->data()) + offset; }
   std::string where(const TensorInfo& info) const;
+  bool belongs(const TensorInfo& info) const;
+  bool is_zero_bias(const TensorInfo& info) const;
 
   Backend& backend_;
   const TensorIndex* index_;
   WeightPolicy policy_;
+  QuantConfig quantization_;
   const Format* assumed_;
   std::vector<Item> items_;
   std::unordered_map<std::string, size_t> by_name_;

@@ -25,6 +25,18 @@ static inline void int4_group_decode(const Weight& w, int64_t row, int64_t col, 
     }
   }
 }
+// Format::codes4: offset is always -8 * scale.
+static inline void int4_group_codes4(const Weight& w, int64_t row, int64_t col, int64_t n, uint8_t* codes, float* scale, float* offset) {
+  const int64_t groups = (w.in + kInt4Group - 1) / kInt4Group;
+  const auto* p = reinterpret_cast<const uint8_t*>(w.data) + (row * groups + col / kInt4Group) * 16;
+  const auto* scales = reinterpret_cast<const uint16_t*>(w.scales) + row * groups + col / kInt4Group;
+  for (; n > 0; n -= 32, codes += 32, p += 16) {
+    *scale = f16_to_float(*scales++);
+    *offset++ = *scale * -8;
+    scale++;
+    for (int j = 0; j < 32 && j < n; j++) codes[j] = static_cast<uint8_t>(j < 16 ? p[j] & 15 : p[j - 16] >> 4);
+  }
+}
 void int4_group_encode(const float* source, int64_t rows, int64_t cols, std::byte* data, std::byte* scales);
 
 extern const Format kInt4GroupFormat;

@@ -173,7 +173,7 @@ userError(await bench([], {url: 'http://no-such-host.invalid'}), ['cannot find t
 userError(await bench(['--request-rate', '0']), ['--request-rate: expected', 'found "0"'], 'a wrong --request-rate');
 userError(await bench(['--endpoint', '/v2']), ['--endpoint: expected'], 'a wrong --endpoint');
 const other = start(program, ['bench', 'sevre']);
-userError({...await other.ended, out: other.out, err: other.err}, ['expected `bench serve`, found "sevre"'], 'a wrong argument');
+userError({...await other.ended, out: other.out, err: other.err}, ['expected `bench machine` or `bench serve`, found "sevre"'], 'a wrong argument');
 
 // --- clients that leave, clients that read slowly, Ctrl-C
 const leaving = await bench(['--num-prompts', '40', '--random-output-len', '50', '--model', 'long', '--disconnect-fraction', '0.5', '--json']);

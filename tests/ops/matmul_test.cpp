@@ -227,7 +227,7 @@ TEST(MoeExperts, CallsLongerThanAChunk) {
   ExpertSet set(*find_format("bf16"), 1, kDim, kInner, random);
   MoeExperts op{};
   op.experts = set.experts;
-  constexpr int64_t kTokens = 40000;
+  constexpr int64_t kTokens = 140000;
   Buffer x({kTokens, kDim}, 0), weights({kTokens, kTopK}, 0), expected({kTokens, kDim}, 0);
   x.randomise(random);
   for (int64_t t = 0; t < kTokens; t++) std::fill_n(expected.view.f32(t), kDim, 0.5f);

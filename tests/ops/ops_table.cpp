@@ -6,6 +6,7 @@
 #include <map>
 
 #include "backends/cpu/reference.h"
+#include "device/cache_format.h"
 #include "quant/convert.h"
 
 namespace dg::ops_table {
@@ -104,16 +105,14 @@ Cache::Cache(Dtype dtype, int64_t block_tokens, int64_t width, int64_t row_gap)
 
 void Cache::add_sequence(int64_t tokens, Random& random) {
   std::vector<float> rows(static_cast<size_t>(tokens * width_));
-  for (float& v : rows) {
-    v = random.normal();
-    if (dtype_ == Dtype::kBf16) v = bf16_to_float(float_to_bf16(v));
-    if (dtype_ == Dtype::kF16) v = f16_to_float(float_to_f16(v));
-    largest_ = std::max(largest_, std::fabs(v));
-  }
+  for (float& v : rows) v = random.normal();
   for (int64_t t = 0; t < tokens; t++) {
+    float* row = rows.data() + t * width_;
     double sum = 0;
-    for (int64_t i = 0; i < width_; i++)
-      sum += double{rows[static_cast<size_t>(t * width_ + i)]} * rows[static_cast<size_t>(t * width_ + i)];
+    for (int64_t i = 0; i < width_; i++) {
+      largest_ = std::max(largest_, std::fabs(row[i]));
+      sum += double{row[i]} * row[i];
+    }
     largest_norm_ = std::max(largest_norm_, std::sqrt(sum));
   }
   sequences_.push_back(std::move(rows));
@@ -141,32 +140,46 @@ void Cache::finish_like(const Cache& other) {
 }
 
 void Cache::fill() {
-  const size_t element = dtype_ == Dtype::kF32 ? 4 : 2;
-  const int64_t row = width_ + row_gap_;
-  data_.resize(static_cast<size_t>(block_count_ * block_tokens_ * row) * element);
-  for (size_t i = 0; i + element <= data_.size(); i += element) {  // NaN in all three types
-    if (element == 4) std::memcpy(data_.data() + i, &kPoisonBits, 4);
-    else data_[i] = std::byte{0xff}, data_[i + 1] = std::byte{0x7f};
-  }
+  const auto element = static_cast<int64_t>(dtype_bytes(dtype_));
+  const int64_t row_bytes = cache_row_bytes(dtype_, width_) + row_gap_ * element;
+  data_.resize(static_cast<size_t>(block_count_ * block_tokens_ * row_bytes));
+  for (size_t i = 0; i < data_.size(); i++) switch (dtype_) {  // NaN; in fp8 the largest value; in int8 the scale is the NaN
+      case Dtype::kF32: data_[i] = reinterpret_cast<const std::byte*>(&kPoisonBits)[i % 4]; break;
+      case Dtype::kBf16:
+      case Dtype::kF16: data_[i] = i % 2 == 0 ? std::byte{0xff} : std::byte{0x7f}; break;
+      default: data_[i] = std::byte{0x7f};
+    }
   for (size_t s = 0; s < sequences_.size(); s++) {
     const int64_t tokens = static_cast<int64_t>(sequences_[s].size()) / width_;
-    for (int64_t t = 0; t < tokens; t++)
-      for (int64_t i = 0; i < width_; i++) {
-        const float v = sequences_[s][static_cast<size_t>(t * width_ + i)];
-        const int64_t block = blocks_[s][static_cast<size_t>(t / block_tokens_)];
-        std::byte* to = data_.data() + static_cast<size_t>((block * block_tokens_ + t % block_tokens_) * row + i) * element;
-        const uint16_t half = dtype_ == Dtype::kBf16 ? float_to_bf16(v) : float_to_f16(v);
-        if (element == 4) std::memcpy(to, &v, 4);
-        else std::memcpy(to, &half, 2);
-      }
+    for (int64_t t = 0; t < tokens; t++) {
+      const int64_t slot = blocks_[s][static_cast<size_t>(t / block_tokens_)] * block_tokens_ + t % block_tokens_;
+      const float* values = sequences_[s].data() + t * width_;
+      std::byte* row = data_.data() + slot * row_bytes;
+      if (dtype_ == Dtype::kI8) int8_cache_encode(values, width_, row);
+      else
+        for (int64_t i = 0; i < width_; i++) {
+          const uint16_t half = dtype_ == Dtype::kBf16 ? float_to_bf16(values[i]) : float_to_f16(values[i]);
+          if (dtype_ == Dtype::kF32) std::memcpy(row + i * 4, values + i, 4);
+          else if (dtype_ == Dtype::kF8E4m3) row[i] = std::byte{float_to_e4m3(values[i])};
+          else std::memcpy(row + i * 2, &half, 2);
+        }
+    }
   }
 }
 
 PagedCache Cache::view() {
   Tensor t = Tensor::of(data_.data(), dtype_, {block_count_, block_tokens_, width_});
-  t.stride[1] = width_ + row_gap_;
+  t.stride[1] = cache_row_bytes(dtype_, width_) / static_cast<int64_t>(dtype_bytes(dtype_)) + row_gap_;
   t.stride[0] = block_tokens_ * t.stride[1];
   return {t};
+}
+
+::testing::AssertionResult Cache::same_bytes(const Cache& other) const {
+  for (size_t i = 0; i < data_.size(); i++)
+    if (data_[i] != other.data_[i])
+      return ::testing::AssertionFailure() << "byte " << i << " is " << static_cast<int>(data_[i]) << ", expected "
+                                           << static_cast<int>(other.data_[i]);
+  return ::testing::AssertionSuccess();
 }
 
 std::vector<std::string> all_format_names() {
@@ -175,6 +188,15 @@ std::vector<std::string> all_format_names() {
   return names;
 }
 
-const char* dtype_word(Dtype dtype) { return dtype == Dtype::kF32 ? "f32" : dtype == Dtype::kBf16 ? "bf16" : "f16"; }
+const char* dtype_word(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kF32: return "f32";
+    case Dtype::kBf16: return "bf16";
+    case Dtype::kF16: return "f16";
+    case Dtype::kF8E4m3: return "fp8";
+    case Dtype::kI8: return "int8";
+    default: return dtype_name(dtype);
+  }
+}
 
 }  // namespace dg::ops_table

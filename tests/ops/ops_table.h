@@ -93,6 +93,8 @@ class Cache {
   void finish(Random& random);
   void finish_like(const Cache& other);  // the same blocks: k and v of one layer
   PagedCache view();
+  void fill_from(const Cache& other) { data_ = other.data_; }  // of the same shape
+  ::testing::AssertionResult same_bytes(const Cache& other) const;
   const int32_t* blocks(size_t sequence) const { return blocks_[sequence].data(); }
   float largest() const { return largest_; }
   double largest_row_norm() const { return largest_norm_; }

@@ -13,7 +13,7 @@ struct Floor {
 };
 
 inline std::vector<Floor> floors() {
-  const std::vector<std::string> backends = {"backends/cpu", "backends/dry", "backends/checked"};
+  const std::vector<std::string> backends = {"backends/cpu", "backends/dry", "backends/checked", "backends/profile"};
   return {
       {"base", {}, {}},
       {"config", {"base"}, {}},
@@ -23,6 +23,7 @@ inline std::vector<Floor> floors() {
       {"backends/cpu", {"device"}, {}},
       {"backends/dry", {"device"}, {}},
       {"backends/checked", {"device"}, {"backends/cpu"}},
+      {"backends/profile", {"device"}, {"backends/cpu"}},
       {"io", {"tensor", "quant"}, {}},
       {"text", {"base"}, {}},
       {"kv", {"device"}, {}},

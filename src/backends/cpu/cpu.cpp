@@ -9,6 +9,7 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/isa.h"
+#include "device/cache_format.h"
 
 namespace dg {
 namespace {
@@ -65,16 +66,10 @@ Result<std::unique_ptr<DeviceMemory>> CpuBackend::allocate(size_t bytes, const c
   return std::unique_ptr<DeviceMemory>(std::make_unique<CpuMemory>(std::move(memory)));
 }
 
-bool CpuBackend::supports(const Format& format) const {
-  return std::any_of(kernels_->decoders, kernels_->decoders + kernels_->decoder_count,
-                     [&](const Decoder& d) { return std::strcmp(d.format, format.name) == 0; });
-}
-
 Matrix CpuBackend::matrix(const Weight& weight) const {
   for (int i = 0; i < kernels_->decoder_count; i++)
     if (std::strcmp(kernels_->decoders[i].format, weight.format->name) == 0) return {&weight, kernels_->decoders[i].decode};
-  CHECK(false) << "format " << weight.format->name << " has no CPU kernel";
-  return {};
+  return {&weight, weight.format->decode};  // formats that only occur unprepared in small matrices
 }
 
 void CpuBackend::reserve_scratch(int64_t floats) {
@@ -88,6 +83,7 @@ void CpuBackend::reserve_scratch(int64_t floats) {
 }
 
 void CpuBackend::matmul(const MatmulArgs& args) {
+  CHECK(!args.w.weight->prepared && !args.w.weight->columns);
   const int64_t in = args.w.weight->in, out = args.w.weight->out;
   reserve_scratch(matmul_scratch_floats(args.tokens, in, args.gate.weight != nullptr));
   const int64_t blocks = (out + kMatmulRows - 1) / kMatmulRows;
@@ -104,13 +100,14 @@ void CpuBackend::matmul(const MatmulArgs& args) {
 void CpuBackend::linear(const Linear& op) {
   CHECK(op.x.cols() == op.weight.in && op.out.cols() == op.weight.out && op.out.rows() == op.x.rows());
   CHECK(dense_rows(op.x) && dense_rows(op.out) && op.x.rank == 2 && op.out.rank == 2);
+  CHECK(!op.bias.valid() || (op.bias.cols() == op.weight.out && dense_rows(op.bias)));
+  if (op.weight.prepared) return product(op.out, op.x, op.weight, nullptr, op.bias.valid() ? op.bias.f32() : nullptr);
   MatmulArgs args{};
   args.w = matrix(op.weight);
   args.x = op.x.f32(), args.x_stride = op.x.stride[0];
   args.out = op.out.f32(), args.out_stride = op.out.stride[0];
   args.tokens = op.x.rows();
   args.bias = op.bias.valid() ? op.bias.f32() : nullptr;
-  CHECK(!op.bias.valid() || (op.bias.cols() == op.weight.out && dense_rows(op.bias)));
   matmul(args);
 }
 
@@ -118,6 +115,9 @@ void CpuBackend::linear_glu(const LinearGlu& op) {
   CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out) && op.x.rank == 2 && op.out.rank == 2);
+  if (op.up.prepared && op.gate.prepared && panel_kind(*op.up.format) == panel_kind(*op.gate.format))
+    return product(op.out, op.x, op.up, &op.gate, nullptr);
+  if (op.up.prepared || op.gate.prepared) return Backend::linear_glu(op);  // gate and up published in different formats
   MatmulArgs args{};
   args.w = matrix(op.up), args.gate = matrix(op.gate);
   args.x = op.x.f32(), args.x_stride = op.x.stride[0];
@@ -128,6 +128,14 @@ void CpuBackend::linear_glu(const LinearGlu& op) {
 
 void CpuBackend::embed(const Embed& op) {
   CHECK(op.out.cols() == op.table.in && op.out.rows() == op.ids.rows() && dense_rows(op.out));
+  if (op.table.prepared) {  // tied to the head
+    for_rows(op.out.rows(), op.table.in * 8, [&](int64_t t) {
+      const int32_t id = *op.ids.i32(t);
+      CHECK(id >= 0 && id < op.table.out) << "token id " << id << ", vocabulary of " << op.table.out;
+      panel_decode(op.table, id, 0, op.table.in, op.out.f32(t));
+    });
+    return;
+  }
   const Matrix table = matrix(op.table);
   for_rows(op.out.rows(), op.table.in, [&](int64_t t) {
     const int32_t id = *op.ids.i32(t);
@@ -237,13 +245,14 @@ void CpuBackend::copy(const Copy& op) {
 void CpuBackend::kv_write(const KvWrite& op) {
   const Tensor& cache = op.cache.data;
   CHECK(op.values.cols() == op.cache.width() && op.slots.rows() == op.values.rows() && dense_rows(op.values) && dense_rows(cache));
-  const Element to = element(cache);
+  const CacheElement to = cache_element(op.cache);
+  CHECK(cache.stride[1] * static_cast<int64_t>(dtype_bytes(cache.dtype)) >= cache_row_bytes(cache.dtype, op.cache.width()));
   const int64_t per_block = op.cache.block_tokens(), slots = cache.dim(0) * per_block;
   for_rows(op.values.rows(), op.values.cols(), [&](int64_t t) {
     const int32_t slot = *op.slots.i32(t);
     CHECK(slot >= 0 && slot < slots) << "cache slot " << slot << " of " << slots;
     const int64_t offset = slot / per_block * cache.stride[0] + slot % per_block * cache.stride[1];
-    kernels_->convert(op.values.f32(t), Element::kF32, row_address(cache, offset), to, op.values.cols());
+    kernels_->cache_write(op.values.f32(t), op.values.cols(), to, row_address(cache, offset));
   });
 }
 

@@ -16,6 +16,8 @@
 
 namespace dg {
 
+CacheElement cache_element(const PagedCache& cache);
+
 class CpuBackend : public Backend {
  public:
   CpuBackend(const CpuOptions& options, const KernelTable* kernels, Topology topology);
@@ -29,7 +31,9 @@ class CpuBackend : public Backend {
     });
   }
   int host_workers() const override { return pool_.threads(); }
-  bool supports(const Format& format) const override;
+  bool supports(const Format&) const override { return true; }
+  int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return panel_bytes(format, out, in); }
+  void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override { kernels_->panel_pack(rows, first, out, to); }
 
   void embed(const Embed& op) override;
   void linear(const Linear& op) override;
@@ -57,10 +61,30 @@ class CpuBackend : public Backend {
     float magnitude = 0;
   };
 
+  // Some decode rows of a sequence and their ranges of positions; partial results stand at `partials` (floats).
+  struct DecodeUnit {
+    AttentionTask task;
+    int64_t split_tokens, splits, partials;
+  };
+
   Matrix matrix(const Weight& weight) const;
   void reserve_scratch(int64_t floats);
   float* scratch(int worker) const { return reinterpret_cast<float*>(scratch_[static_cast<size_t>(worker)].data()); }
   void matmul(const MatmulArgs& args);
+  // out = x w^T (+ bias), or the gated product, with prepared weights.
+  void product(const Tensor& out, const Tensor& x, const Weight& w, const Weight* gate, const float* bias);
+  void pack(const Weight& w, const float* x, const int32_t* x_rows, int64_t x_stride, int64_t tokens);
+  std::byte* reserve_activations(int64_t bytes);
+  // (token, expert) pairs sorted by expert: expert e has pairs [begin_of[e], begin_of[e + 1]).
+  struct ExpertGroups {
+    const int32_t* active;  // experts with pairs, ascending
+    int64_t count;
+    const int32_t* begin_of;
+  };
+  void published_product(const ExpertGroups& groups, std::span<const Expert> experts, bool down, const float* x, const int32_t* x_rows,
+                         int64_t x_stride, float* out);
+  void prepared_product(const ExpertGroups& groups, std::span<const Expert> experts, bool down, const float* x, const int32_t* x_rows,
+                        int64_t x_stride, float* out);
   // fn(row) for every row of `width` elements; small ops stay on the calling thread.
   template <class F>
   void for_rows(int64_t rows, int64_t width, F fn) {
@@ -70,6 +94,10 @@ class CpuBackend : public Backend {
     });
   }
   void update_rotary(const Tensor& positions, const Tensor& inv_freq, float magnitude);
+  void run_attention_tasks();
+  void add_decode(const AttentionTask& whole);
+  void run_decode();
+  void run_decode_units(size_t first, size_t last, int64_t floats);
   void mla_prefill(const MlaAttention& op);
   void mla_decode(const MlaAttention& op);
 
@@ -77,10 +105,14 @@ class CpuBackend : public Backend {
   Topology topology_;
   ThreadPool pool_;
   std::vector<HugeMemory> scratch_;  // per worker
+  HugeMemory activations_;           // packed, of the product in progress
   RotaryTable rotary_;
+  std::vector<int64_t> expert_tiles_;  // first tile of each active expert
   std::vector<AttentionTask> attention_tasks_;
   std::vector<MlaPrefillTask> prefill_tasks_;
-  std::vector<MlaDecodeTask> decode_tasks_;
+  std::vector<DecodeUnit> decode_units_;
+  std::vector<AttentionMerge> merges_;
+  HugeMemory partials_;
 };
 
 }  // namespace dg

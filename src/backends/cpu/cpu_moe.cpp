@@ -88,6 +88,83 @@ void CpuBackend::moe_route(const MoeRoute& op) {
   });
 }
 
+// x has a row per token (x_rows names it for every pair) or per pair; out has a row per pair.
+void CpuBackend::published_product(const ExpertGroups& groups, std::span<const Expert> experts, bool down, const float* x,
+                                   const int32_t* x_rows, int64_t x_stride, float* out) {
+  constexpr int64_t kRowsPerPiece = 32;
+  const int64_t rows = down ? experts[0].down.out : experts[0].up.out, pieces = (rows + kRowsPerPiece - 1) / kRowsPerPiece;
+  pool_.parallel_for(groups.count * pieces, 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t e = groups.active[i / pieces], row = i % pieces * kRowsPerPiece, pair = groups.begin_of[e];
+      const Expert& expert = experts[static_cast<size_t>(e)];
+      MatmulArgs args{};
+      args.w = matrix(down ? expert.down : expert.up);
+      if (!down) args.gate = matrix(expert.gate);
+      args.x = x_rows ? x : x + pair * x_stride, args.x_rows = x_rows ? x_rows + pair : nullptr, args.x_stride = x_stride;
+      args.out = out + pair * rows, args.out_stride = rows;
+      args.tokens = groups.begin_of[e + 1] - pair;
+      args.scratch = scratch(worker);
+      kernels_->matmul(args, row, std::min(rows, row + kRowsPerPiece));
+    }
+  });
+}
+
+// The pairs of an expert begin at a tile of packed activations of their own.
+void CpuBackend::prepared_product(const ExpertGroups& groups, std::span<const Expert> experts, bool down, const float* x,
+                                  const int32_t* x_rows, int64_t x_stride, float* out) {
+  constexpr int64_t kPanelsPerPiece = 8;
+  const Weight& shape = down ? experts[0].down : experts[0].up;
+  const PanelKind kind = panel_kind(*shape.format);
+  const int64_t rows = shape.out, in = shape.in, panels = (rows + kPanelRows - 1) / kPanelRows;
+  const int64_t pieces = (panels + kPanelsPerPiece - 1) / kPanelsPerPiece, tile_bytes = kernels_->activation_bytes(kind, in);
+  expert_tiles_.clear();
+  int64_t tiles = 0, pairs = 0;
+  for (int64_t i = 0; i < groups.count; i++) {
+    const int64_t e = groups.active[i], count = groups.begin_of[e + 1] - groups.begin_of[e];
+    expert_tiles_.push_back(tiles);
+    tiles += (count + 15) / 16, pairs += count;
+  }
+  std::byte* packed = reserve_activations(tiles * tile_bytes);
+  reserve_scratch(std::max(kPanelScratchFloats, in));
+  const int64_t first_pair = groups.begin_of[groups.active[0]];
+  pool_.parallel_for(pairs, std::max<int64_t>(1, 32768 / in), [&](int64_t begin, int64_t end, int worker) {
+    // The active expert of pair `begin`; pairs of inactive experts do not exist.
+    int64_t i = 0;
+    while (i + 1 < groups.count && groups.begin_of[groups.active[i + 1]] - first_pair <= begin) i++;
+    for (int64_t p = begin + first_pair; p < end + first_pair; p++) {
+      while (groups.begin_of[groups.active[i] + 1] <= p) i++;
+      const int64_t e = groups.active[i], row = p - groups.begin_of[e];
+      const Expert& expert = experts[static_cast<size_t>(e)];
+      kernels_->pack_row({.kind = kind,
+                          .x = x + (x_rows ? x_rows[p] : p) * x_stride,
+                          .in = in,
+                          .columns = down ? expert.down.columns : expert.up.columns,
+                          .scratch = scratch(worker),
+                          .tile = packed + (expert_tiles_[static_cast<size_t>(i)] + row / 16) * tile_bytes,
+                          .row = row % 16});
+    }
+  });
+  pool_.parallel_for(groups.count * pieces, 1, [&](int64_t begin, int64_t end, int worker) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t slot = i / pieces, e = groups.active[slot], panel = i % pieces * kPanelsPerPiece, pair = groups.begin_of[e];
+      const Expert& expert = experts[static_cast<size_t>(e)];
+      kernels_->panel_product({.kind = kind,
+                               .w = (down ? expert.down : expert.up).data,
+                               .gate = down ? nullptr : expert.gate.data,
+                               .rows = rows,
+                               .in = in,
+                               .x = packed + expert_tiles_[static_cast<size_t>(slot)] * tile_bytes,
+                               .tokens = groups.begin_of[e + 1] - pair,
+                               .out = out + pair * rows,
+                               .out_rows = nullptr,
+                               .out_stride = rows,
+                               .bias = nullptr,
+                               .scratch = scratch(worker)},
+                              panel, std::min(panels, panel + kPanelsPerPiece));
+    }
+  });
+}
+
 void CpuBackend::moe_experts(const MoeExperts& op) {
   if (op.experts.empty()) return;
   const int64_t dim = op.x.cols(), inner = op.experts[0].gate.out, top_k = op.ids.cols();
@@ -95,7 +172,9 @@ void CpuBackend::moe_experts(const MoeExperts& op) {
   CHECK(op.out.cols() == dim && op.out.rows() == op.x.rows() && op.ids.rows() == op.x.rows() && op.weights.rows() == op.x.rows());
   CHECK(op.x.stride[1] == 1 && op.out.stride[1] == 1 && op.ids.stride[1] == 1 && op.weights.stride[1] == 1);
   for (const Expert& e : op.experts)
-    CHECK(e.gate.out == inner && e.up.out == inner && e.down.in == inner && e.gate.in == dim && e.up.in == dim && e.down.out == dim);
+    CHECK(e.up.prepared == op.experts[0].up.prepared && e.gate.prepared == e.up.prepared && e.down.prepared == e.up.prepared &&
+          e.up.format == op.experts[0].up.format && e.gate.format == e.up.format && e.down.format == op.experts[0].down.format &&
+          e.gate.out == inner && e.up.out == inner && e.down.in == inner && e.gate.in == dim && e.up.in == dim && e.down.out == dim);
 
   const int64_t chunk = moe_experts_chunk(op);
   reserve_scratch(std::max(matmul_scratch_floats(chunk, dim, true), matmul_scratch_floats(chunk, inner, false)));
@@ -135,33 +214,14 @@ void CpuBackend::moe_experts(const MoeExperts& op) {
     begin_of[0] = 0;
 
     // Both products run over (active expert, block of rows) pieces.
-    auto run = [&](int64_t rows, auto args_of) {
-      constexpr int64_t kRowsPerPiece = 32;
-      const int64_t pieces = (rows + kRowsPerPiece - 1) / kRowsPerPiece;
-      pool_.parallel_for(active_count * pieces, 1, [&](int64_t begin, int64_t end, int worker) {
-        for (int64_t i = begin; i < end; i++) {
-          const int64_t e = active[i / pieces], row = i % pieces * kRowsPerPiece;
-          MatmulArgs args = args_of(op.experts[static_cast<size_t>(e)], begin_of[e]);
-          args.tokens = begin_of[e + 1] - begin_of[e];
-          args.scratch = scratch(worker);
-          kernels_->matmul(args, row, std::min(rows, row + kRowsPerPiece));
-        }
-      });
-    };
-    run(inner, [&](const Expert& expert, int64_t pair) {
-      MatmulArgs args{};
-      args.w = matrix(expert.up), args.gate = matrix(expert.gate);
-      args.x = op.x.f32(first), args.x_rows = token_of + pair, args.x_stride = op.x.stride[0];
-      args.out = hidden.f32(pair), args.out_stride = inner;
-      return args;
-    });
-    run(dim, [&](const Expert& expert, int64_t pair) {
-      MatmulArgs args{};
-      args.w = matrix(expert.down);
-      args.x = hidden.f32(pair), args.x_stride = inner;
-      args.out = result.f32(pair), args.out_stride = dim;
-      return args;
-    });
+    const ExpertGroups groups{active, active_count, begin_of};
+    if (op.experts[0].up.prepared) {
+      prepared_product(groups, op.experts, false, op.x.f32(first), token_of, op.x.stride[0], hidden.f32());
+      prepared_product(groups, op.experts, true, hidden.f32(), nullptr, inner, result.f32());
+    } else {
+      published_product(groups, op.experts, false, op.x.f32(first), token_of, op.x.stride[0], hidden.f32());
+      published_product(groups, op.experts, true, hidden.f32(), nullptr, inner, result.f32());
+    }
     for_rows(tokens, dim * top_k, [&](int64_t t) {
       for (int64_t k = 0; k < top_k; k++)
         if (const int32_t pair = pair_of[t * top_k + k]; pair >= 0)

@@ -1,15 +1,17 @@
 # The kernels (kernels/kernels.cpp) are compiled once per instruction set, as object libraries that join dg_backend_cpu.
 # A new family is one line here and one in isa.cpp. Kernels are optimised in every preset: at -O1 nothing vectorises, the
 # tests of debug builds would take hours, and they would test other code than the one shipped.
+# -Wno-*uninitialized: GCC 12 warns about its own AVX-512 headers. -fno-exceptions: their personality routine would be a shared
+# (COMDAT) symbol. -fno-trapping-math: nobody looks at floating-point traps, and selects vectorise.
+set(dg_kernel_flags -O3 -ffp-contract=fast -fno-trapping-math -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables
+                    -Wno-maybe-uninitialized -Wno-uninitialized)
+
 function(dg_cpu_isa name)
   set(target dg_cpu_${name})
   add_library(${target} OBJECT ${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/kernels/kernels.cpp)
   target_link_libraries(${target} PRIVATE dg_flags)
   target_compile_definitions(${target} PRIVATE DG_ISA_NAMESPACE=isa_${name} DG_ISA_TABLE=kernels_${name} DG_ISA_NAME="${name}")
-  # -fno-exceptions: their personality routine would be a shared (COMDAT) symbol. -fno-trapping-math: nobody looks at
-  # floating-point traps, and selects vectorise.
-  target_compile_options(${target} PRIVATE -O3 -ffp-contract=fast -fno-trapping-math -fno-exceptions -fno-rtti
-                         -fno-asynchronous-unwind-tables ${ARGN})
+  target_compile_options(${target} PRIVATE ${dg_kernel_flags} ${ARGN})
   target_sources(dg_backend_cpu PRIVATE $<TARGET_OBJECTS:${target}>)
   set_property(GLOBAL APPEND PROPERTY DG_CPU_ISA_TARGETS ${target})
 endfunction()
@@ -25,8 +27,35 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   dg_cpu_isa(avx512_vnni ${dg_vnni})
   dg_cpu_isa(amx ${dg_vnni} -mamx-tile -mamx-int8 -mamx-bf16)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  # The first scheduler of GCC moves loads up until the sums of the product loops no longer fit the registers (docs/kernels_isa.md).
+  list(APPEND dg_kernel_flags -fno-schedule-insns)
+  set(dg_armv8_2 -march=armv8.2-a+dotprod+fp16)
   dg_cpu_isa(generic -march=armv8-a)
-  dg_cpu_isa(dotprod -march=armv8.2-a+dotprod+fp16)
+  dg_cpu_isa(dotprod ${dg_armv8_2})
+  dg_cpu_isa(i8mm ${dg_armv8_2}+i8mm+bf16)
+  dg_cpu_isa(sve2 ${dg_armv8_2}+i8mm+bf16+sve2)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "riscv64")
+  dg_cpu_isa(generic)
+  # g++ 12 has no vector intrinsics for RISC-V. Where clang 19 is installed (tools/setup --all) it compiles this one object; where
+  # it is not, the program comes without the family.
+  find_program(DG_CLANG_RVV NAMES clang++-19)
+  if(DG_CLANG_RVV)
+    set(source ${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/kernels/kernels.cpp)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/dg_cpu_rvv.o)
+    set(werror $<$<BOOL:${DOUGONG_WERROR}>:-Werror>)
+    add_custom_command(
+      OUTPUT ${object}
+      COMMAND ${DG_CLANG_RVV} --target=riscv64-linux-gnu --gcc-toolchain=/usr -march=rv64gcv -std=c++20 -I${CMAKE_CURRENT_SOURCE_DIR}
+              -Wall -Wextra -Wno-missing-field-initializers -Wno-unknown-warning-option "${werror}" -fno-math-errno ${dg_kernel_flags}
+              -DDG_ISA_NAMESPACE=isa_rvv -DDG_ISA_TABLE=kernels_rvv -DDG_ISA_NAME=\"rvv\" -MD -MF ${object}.d -c ${source} -o ${object}
+      DEPENDS ${source} DEPFILE ${object}.d COMMENT "Building RVV kernels with clang 19" VERBATIM COMMAND_EXPAND_LISTS)
+    target_sources(dg_backend_cpu PRIVATE ${object})
+    set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+    set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/isa.cpp PROPERTIES COMPILE_DEFINITIONS DG_HAVE_RVV=1)
+    add_library(dg_cpu_rvv OBJECT IMPORTED GLOBAL)
+    set_target_properties(dg_cpu_rvv PROPERTIES IMPORTED_OBJECTS ${object})
+    set_property(GLOBAL APPEND PROPERTY DG_CPU_ISA_TARGETS dg_cpu_rvv)
+  endif()
 else()
   dg_cpu_isa(generic)
 endif()

@@ -10,7 +10,7 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) || defined(__riscv)
 #include <sys/auxv.h>
 #endif
 
@@ -19,9 +19,9 @@ namespace dg {
 #if defined(__x86_64__)
 extern const KernelTable kernels_amx, kernels_avx512_vnni, kernels_avx512, kernels_avx_vnni, kernels_avx2, kernels_generic;
 #elif defined(__aarch64__)
-extern const KernelTable kernels_dotprod, kernels_generic;
+extern const KernelTable kernels_sve2, kernels_i8mm, kernels_dotprod, kernels_generic;
 #else
-extern const KernelTable kernels_generic;
+extern const KernelTable kernels_rvv, kernels_generic;
 #endif
 
 namespace {
@@ -86,9 +86,29 @@ bool has_dotprod() {
   constexpr unsigned long kAll = kFphp | kAsimdhp | kAsimddp;
   return (getauxval(AT_HWCAP) & kAll) == kAll;
 }
+bool has_i8mm() {
+  constexpr unsigned long kI8mm = 1ul << 13, kBf16 = 1ul << 14;
+  return has_dotprod() && (getauxval(AT_HWCAP2) & (kI8mm | kBf16)) == (kI8mm | kBf16);
+}
+bool has_sve2() {
+  constexpr unsigned long kSve = 1ul << 22, kSve2 = 1ul << 1, kSveI8mm = 1ul << 9;
+  return has_i8mm() && (getauxval(AT_HWCAP) & kSve) && (getauxval(AT_HWCAP2) & (kSve2 | kSveI8mm)) == (kSve2 | kSveI8mm);
+}
+#elif defined(__riscv) && defined(DG_HAVE_RVV)
+// The bit `v` of older vendors' kernels means vectors of the draft 0.7.1, which no instruction of ours fits. The same vsetvl
+// exists there, but e32 with both agnostic bits is no valid type: it sets the sign bit of vtype.
+bool has_rvv() {
+  if (!(getauxval(AT_HWCAP) & 1ul << ('v' - 'a'))) return false;
+  constexpr long kE32 = 0xd0;
+  long type, vlenb, elements;
+  asm volatile(".insn r 0x57, 7, 0x40, %0, x0, %2\n\tcsrr %1, 0xc21" : "=&r"(elements), "=&r"(type) : "r"(kE32));
+  if (type != kE32) return false;
+  asm volatile("csrr %0, 0xc22" : "=r"(vlenb));
+  return vlenb >= 16;
+}
 #endif
 
-// Best first. A new family (sve2, rvv) is one row here and one line in isa.cmake.
+// Best first. A new family is one row here and one line in isa.cmake.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
     {"amx", "AMX tiles, int8 and bf16", has_amx, &kernels_amx},
@@ -98,9 +118,14 @@ constexpr Isa kIsas[] = {
     {"avx2", "AVX2, FMA, F16C, BMI", has_avx2, &kernels_avx2},
     {"generic", "x86-64", always, &kernels_generic},
 #elif defined(__aarch64__)
+    {"sve2", "SVE2 with matrix products of int8", has_sve2, &kernels_sve2},
+    {"i8mm", "Armv8.6 matrix products of int8, bf16", has_i8mm, &kernels_i8mm},
     {"dotprod", "Armv8.2 dot product and half precision", has_dotprod, &kernels_dotprod},
     {"generic", "Armv8 NEON", always, &kernels_generic},
 #else
+#if defined(DG_HAVE_RVV)
+    {"rvv", "RVV 1.0", has_rvv, &kernels_rvv},
+#endif
     {"generic", "any processor of this family", always, &kernels_generic},
 #endif
 };

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "device/cache_format.h"
 #include "quant/convert.h"
 
 namespace dg {
@@ -30,11 +31,29 @@ void store(const Tensor& t, int64_t offset, float value) {
   }
 }
 
-// Row `position` of a sequence in the paged cache, as floats.
+// A row of the paged cache; offset in elements of its dtype (device/cache_format.h).
+void load_cache_row(const PagedCache& cache, int64_t offset, float* out) {
+  const auto* row = static_cast<const std::byte*>(cache.data.data) + offset * static_cast<int64_t>(dtype_bytes(cache.data.dtype));
+  for (int64_t i = 0; i < cache.width(); i++) switch (cache.data.dtype) {
+      case Dtype::kF8E4m3: out[i] = e4m3_to_float(static_cast<uint8_t>(row[i])); break;
+      case Dtype::kI8: out[i] = static_cast<float>(static_cast<int8_t>(row[i])) * int8_cache_scale(row, cache.width(), i); break;
+      default: out[i] = load(cache.data, offset + i);
+    }
+}
+
+void store_cache_row(const PagedCache& cache, int64_t offset, const float* values) {
+  auto* row = static_cast<std::byte*>(cache.data.data) + offset * static_cast<int64_t>(dtype_bytes(cache.data.dtype));
+  if (cache.data.dtype == Dtype::kI8) return int8_cache_encode(values, cache.width(), row);
+  for (int64_t i = 0; i < cache.width(); i++) {
+    if (cache.data.dtype == Dtype::kF8E4m3) row[i] = std::byte{float_to_e4m3(values[i])};
+    else store(cache.data, offset + i, values[i]);
+  }
+}
+
+// Row `position` of a sequence, as floats.
 void load_cache_row(const PagedCache& cache, const SequenceSlice& s, int64_t position, float* out) {
   int64_t per_block = cache.block_tokens();
-  int64_t offset = s.blocks[position / per_block] * cache.data.stride[0] + position % per_block * cache.data.stride[1];
-  for (int64_t i = 0; i < cache.width(); i++) out[i] = load(cache.data, offset + i);
+  load_cache_row(cache, s.blocks[position / per_block] * cache.data.stride[0] + position % per_block * cache.data.stride[1], out);
 }
 
 struct HostMemory : DeviceMemory {
@@ -70,8 +89,9 @@ class ReferenceBackend : public Backend {
       op.weight.decode(o, 0, op.weight.in, row.data());
       for (int64_t t = 0; t < op.x.rows(); t++) {
         const float* x = op.x.f32(t);
+        const int32_t* columns = op.weight.columns;
         float sum = 0;
-        for (int64_t i = 0; i < op.weight.in; i++) sum += row[static_cast<size_t>(i)] * x[i];
+        for (int64_t i = 0; i < op.weight.in; i++) sum += row[static_cast<size_t>(i)] * x[columns ? columns[i] : i];
         if (op.bias.valid()) sum += *op.bias.f32(o);
         *op.out.f32(t, o) = sum;
       }
@@ -142,7 +162,7 @@ class ReferenceBackend : public Backend {
     for (int64_t t = 0; t < op.values.rows(); t++) {
       int64_t slot = *op.slots.ptr<int32_t>(t);
       int64_t offset = slot / per_block * op.cache.data.stride[0] + slot % per_block * op.cache.data.stride[1];
-      for (int64_t i = 0; i < op.values.cols(); i++) store(op.cache.data, offset + i, *op.values.f32(t, i));
+      store_cache_row(op.cache, offset, op.values.f32(t));
     }
   }
 
@@ -166,6 +186,7 @@ class ReferenceBackend : public Backend {
 
   void mla_attention(const MlaAttention& op) override {
     int64_t heads = op.q.dim(1), head_rows = op.nope + op.v_dim, q_dim = op.nope + op.rope;
+    CHECK(!op.kv_b.columns) << "kv_b is read by rows";
     CHECK(op.kv_b.out == heads * head_rows && op.kv_b.in == op.kv_lora && op.cache.width() == op.kv_lora + op.rope);
     std::vector<float> scores, latent(static_cast<size_t>(op.cache.width())), row(static_cast<size_t>(op.kv_lora));
     for (const SequenceSlice& s : op.sequences)

@@ -11,9 +11,16 @@ namespace dg {
 
 class DryBackend : public Backend {
  public:
+  // Bytes of a matrix prepared for products (Backend::prepared_bytes), of the backend that is planned for.
+  using PreparedBytes = int64_t (*)(const Format&, int64_t out, int64_t in);
+  explicit DryBackend(PreparedBytes prepared = nullptr) : prepared_(prepared) {}
+
   const char* name() const override { return "dry"; }
   bool executes() const override { return false; }
   bool supports(const Format&) const override { return true; }
+  int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override {
+    return prepared_ ? prepared_(format, out, in) : 0;
+  }
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
 
   struct OpTotal {
@@ -43,6 +50,7 @@ class DryBackend : public Backend {
     if (bytes > 0) scratch->alloc({static_cast<int64_t>((bytes + 3) / 4)});
   }
 
+  PreparedBytes prepared_;
   std::map<std::string, OpTotal> by_op_;
   std::map<std::string, int64_t> allocated_;
   uintptr_t next_address_ = uintptr_t{1} << 44;

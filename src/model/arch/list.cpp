@@ -21,6 +21,7 @@ constexpr Row kArchitectures[] = {
 Result<std::unique_ptr<Model>> make_model(const ModelConfig& config, WeightStore& store) {
   for (const Row& row : kArchitectures)
     if (config.architecture == row.architecture) {
+      store.set_quantization(config.quantization);
       std::unique_ptr<Model> model = row.make(config, store);
       DG_TRY(store.status());
       return model;

@@ -90,7 +90,8 @@ void MlaBlock::declare(WeightStore& store, const std::string& prefix, const Mode
   }
   store.matrix(&kv_a, prefix + "kv_a_proj_with_mqa.weight", dims.kv_lora + dims.rope, config.hidden, WeightClass::kAttention);
   store.vector(&kv_norm, prefix + "kv_a_layernorm.weight", dims.kv_lora);
-  store.matrix(&kv_b, prefix + "kv_b_proj.weight", heads * (dims.nope + dims.v_dim), dims.kv_lora, WeightClass::kAttention);
+  store.matrix(&kv_b, prefix + "kv_b_proj.weight", heads * (dims.nope + dims.v_dim), dims.kv_lora, WeightClass::kAttention,
+               WeightUse::kRows);
   store.matrix(&o, prefix + "o_proj.weight", config.hidden, heads * dims.v_dim, WeightClass::kAttention);
   if (config.attention_bias) {
     store.vector(&kv_a_bias, prefix + "kv_a_proj_with_mqa.bias", dims.kv_lora + dims.rope);

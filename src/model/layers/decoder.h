@@ -37,7 +37,7 @@ struct Decoder {
 
   void declare_ends(WeightStore& store, const ModelConfig& config, int64_t rotary_dim) {
     layers.resize(static_cast<size_t>(config.layers));
-    store.matrix(&embedding, "model.embed_tokens.weight", config.vocab, config.hidden, WeightClass::kEmbedding);
+    store.matrix(&embedding, "model.embed_tokens.weight", config.vocab, config.hidden, WeightClass::kEmbedding, WeightUse::kRows);
     store.vector(&final_norm, "model.norm.weight", config.hidden);
     // Tied when the config says so or when the checkpoint has no head of its own.
     bool tied = config.tie_embeddings || !store.has("lm_head.weight");

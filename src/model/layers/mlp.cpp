@@ -32,7 +32,8 @@ Tensor Mlp::forward(Ctx& c, Tensor x) const {
 void MoeBlock::declare(WeightStore& store, const std::string& prefix, const ModelConfig& model, Routing how) {
   config = model.moe;
   routing = how;
-  store.matrix(&router, prefix + "gate.weight", config.experts, model.hidden, WeightClass::kRouter);
+  // kRows: multiplied in f32, as published; rounding its input would exchange experts whose scores are close.
+  store.matrix(&router, prefix + "gate.weight", config.experts, model.hidden, WeightClass::kRouter, WeightUse::kRows);
   if (routing.correction_bias) store.vector(&bias, prefix + "gate.e_score_correction_bias", config.experts);
   experts.resize(static_cast<size_t>(config.experts));
   for (size_t e = 0; e < experts.size(); e++) {

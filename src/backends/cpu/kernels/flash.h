@@ -1,13 +1,13 @@
-// Attention with an online softmax over tiles of 64 cache positions (FlashAttention, Dao et al. 2022). The tiles start at
-// position 0 whatever the query rows are, every row performs the same operations on its own positions in the same order
-// whichever rows share the tile with it, and masked positions are never touched: chunked prefill equals whole prefill
-// bit for bit.
+// The portable path of attention, in f32, with an online softmax over tiles of 64 cache positions (FlashAttention, Dao et
+// al. 2022). The tiles start at position 0 whatever the query rows are, every row performs the same operations on its own
+// positions in the same order whichever rows share the tile with it, and masked positions are never touched: chunked
+// prefill equals whole prefill bit for bit.
 //
 // Both products are gemm_rows: C[r] (+)= A[r] B with B row-major, so K is transposed when a tile is loaded (one 4 x 4
 // shuffle per 16 elements; for a single query row that costs about as much as reading the tile from memory).
 // Per row and tile: 64 * (k_width + v_width) multiply-adds.
 #pragma once
-#include "backends/cpu/kernels/matmul.h"
+#include "backends/cpu/kernels/attention_cache.h"
 #include "backends/cpu/kernels/rows.h"
 
 namespace dg::DG_ISA_NAMESPACE {
@@ -47,22 +47,21 @@ void gemm_rows(const float* const* a, int64_t k, const float* b, int64_t ldb, in
   for (; column + kColumnVectors * kLanes <= n; column += kColumnVectors * kLanes)
     gemm_block<R, kColumnVectors>(a, k, b, ldb, c, column, accumulate);
   for (; column + kLanes <= n; column += kLanes) gemm_block<R, 1>(a, k, b, ldb, c, column, accumulate);
-  for (; column < n; column++)
-    for (int r = 0; r < R; r++) {
-      float sum = accumulate ? c[r][column] : 0.0f;
-      for (int64_t i = 0; i < k; i++) sum += a[r][i] * b[i * ldb + column];
-      c[r][column] = sum;
-    }
+  // The last columns in a vector too: the compiler may cut a scalar sum into fused and separate steps, whose rounding would
+  // depend on k.
+  if (column == n) return;
+  vf sum[R];
+  for (int r = 0; r < R; r++) sum[r] = accumulate ? load_first(c[r] + column, n - column) : vf{};
+  for (int64_t i = 0; i < k; i++) {
+    const vf bv = load_first(b + i * ldb + column, n - column);
+    for (int r = 0; r < R; r++) sum[r] += splat(a[r][i]) * bv;
+  }
+  for (int r = 0; r < R; r++) store_first(c[r] + column, sum[r], n - column);
 }
 
-inline const char* cache_row(const CacheView& c, int64_t position) {
-  int64_t element = c.blocks[position / c.block_tokens] * c.block_stride + position % c.block_tokens * c.row_stride;
-  return static_cast<const char*>(c.data) + element * (c.element == Element::kF32 ? 4 : 2);
-}
-
-// rows[j] = cache row base + j as floats, j < count.
-void load_tile(const CacheView& c, int64_t base, int64_t count, int64_t width, float* rows) {
-  for (int64_t j = 0; j < count; j++) convert(cache_row(c, base + j), c.element, rows + j * width, Element::kF32, width);
+// rows[j] = columns of cache row base + j as floats, j < count.
+void load_tile(const CacheView& c, int64_t base, int64_t count, int64_t column, int64_t width, float* rows) {
+  for (int64_t j = 0; j < count; j++) cache_row_floats(c, base + j, column, width, rows + j * width);
 }
 
 typedef float v4 __attribute__((vector_size(16)));
@@ -95,11 +94,11 @@ void transpose_tile(const float* rows, int64_t stride, int64_t count, int64_t wi
   }
 }
 
-// The same from the cache; `temp` holds four rows.
-void load_tile_transposed(const CacheView& c, int64_t base, int64_t count, int64_t width, float* to, float* temp) {
+// The same from columns of the cache; `temp` holds four rows.
+void load_tile_transposed(const CacheView& c, int64_t base, int64_t count, int64_t column, int64_t width, float* to, float* temp) {
   for (int64_t j = 0; j < count; j += 4) {
     int64_t n = count - j < 4 ? count - j : 4;
-    load_tile(c, base + j, n, width, temp);
+    load_tile(c, base + j, n, column, width, temp);
     const float* from[4];
     for (int i = 0; i < 4; i++) from[i] = temp + (i < n ? i : n - 1) * width;
     transpose4(from, width, to + j);
@@ -169,15 +168,15 @@ void flash_group(FlashRows& f, int64_t first, const float* kt, int64_t k_width, 
                  float scale, float* scores) {
   float* s[R];
   int64_t n[R];
-  bool same = true, any = false;
+  int64_t least = kTile, most = 0;
   for (int r = 0; r < R; r++) {
     s[r] = scores + r * kTile;
     int64_t seen = f.visible[first + r] - base;
     n[r] = seen < 0 ? 0 : seen > kTile ? kTile : seen;
-    same = same && n[r] == n[0];
-    any = any || n[r] > 0;
+    least = n[r] < least ? n[r] : least;
+    most = n[r] > most ? n[r] : most;
   }
-  if (!any) return;
+  if (most == 0) return;
   gemm_rows<R>(f.q + first, k_width, kt, kTile, kTile, s, false);
   for (int r = 0; r < R; r++) {
     if (n[r] == 0) continue;
@@ -185,9 +184,12 @@ void flash_group(FlashRows& f, int64_t first, const float* kt, int64_t k_width, 
     float* out = f.out[first + r];
     if (factor != 1.0f) scale_row(out, factor, v_width);
   }
-  if (same) return gemm_rows<R>(s, n[0], v, ldv, v_width, f.out + first, true);
-  for (int r = 0; r < R; r++)
-    if (n[r] > 0) gemm_rows<1>(s + r, n[r], v, ldv, v_width, f.out + first + r, true);
+  // Positions that all rows see together, then each row's rest: the same additions in the same order.
+  if (least > 0) gemm_rows<R>(s, least, v, ldv, v_width, f.out + first, true);
+  for (int r = 0; r < R; r++) {
+    const float* rest = s[r] + least;
+    if (n[r] > least) gemm_rows<1>(&rest, n[r] - least, v + least * ldv, ldv, v_width, f.out + first + r, true);
+  }
 }
 
 // One tile for rows [first, f.n). kt (k_width, 64), v (64, v_width) with rows ldv apart, scores 4 x 64 floats.
@@ -198,9 +200,14 @@ void flash_tile(FlashRows& f, int64_t first, const float* kt, int64_t k_width, c
   for (; i < f.n; i++) flash_group<1>(f, i, kt, k_width, v, ldv, v_width, base, scale, scores);
 }
 
-void flash_end(FlashRows& f, int64_t v_width) {
-  for (int64_t i = 0; i < f.n; i++)
-    if (f.sum[i] != 0.0f) scale_row(f.out[i], 1.0f / f.sum[i], v_width);
+// Adding 0 turns -0 into +0: whether a row met masked positions, which add +0, must not show.
+void flash_end(FlashRows& f, int64_t v_width, bool partial) {
+  for (int64_t i = 0; i < f.n; i++) {
+    float* out = f.out[i];
+    const float factor = partial ? 1.0f : 1.0f / f.sum[i];
+    for_each_vector(v_width, out, [&](auto at) { return at(out) * factor + 0.0f; });
+    if (partial) out[v_width] = f.max[i], out[v_width + 1] = f.sum[i];
+  }
 }
 
 }  // namespace

@@ -1,0 +1,47 @@
+// What the families of panel_dot_*.h that multiply floats in f32 have in common.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "quant/panel.h"
+
+namespace dg::DG_ISA_NAMESPACE {
+namespace {
+
+typedef float PanelFloat;
+
+// Set-up around the products of one call, with the tokens of a tile: none.
+struct DotScope {
+  explicit DotScope(int64_t) {}
+};
+
+// f32 activations: per 16 columns, 16 tokens x 16 columns.
+inline void pack_float_row(const float* x, int64_t in, int64_t padded, int64_t t, std::byte* to) {
+  auto* out = reinterpret_cast<float*>(to) + t * 16;
+  int64_t k = 0;
+  for (; k + 16 <= in; k += 16) std::memcpy(out + k * 16, x + k, 64);
+  for (; k < padded; k += 16)
+    for (int64_t i = 0; i < 16; i++) out[k * 16 + i] = k + i < in ? x[k + i] : 0.0f;
+}
+
+template <int T>
+struct RowCount {
+  static constexpr int value = T;
+};
+
+// f(RowCount<T>, first row) for all rows: kMost at a time while they last, then 4, 2 and 1.
+template <int kMost, class F>
+inline void for_row_groups(int64_t rows, F f) {
+  int64_t t = 0;
+  for (; t + kMost <= rows; t += kMost) f(RowCount<kMost>{}, t);
+  if constexpr (kMost > 8)
+    for (; t + 8 <= rows; t += 8) f(RowCount<8>{}, t);
+  if constexpr (kMost > 4)
+    for (; t + 4 <= rows; t += 4) f(RowCount<4>{}, t);
+  if constexpr (kMost > 2)
+    for (; t + 2 <= rows; t += 2) f(RowCount<2>{}, t);
+  for (; t < rows; t++) f(RowCount<1>{}, t);
+}
+
+}  // namespace
+}  // namespace dg::DG_ISA_NAMESPACE

@@ -1,0 +1,336 @@
+// linear, linear_glu, embed and moe_experts with prepared weights (quant/panel.h): every format on every instruction set.
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "device/scratch.h"
+#include "ops_table.h"
+#include "quant/convert.h"
+#include "quant/panel.h"
+
+namespace dg::ops_table {
+namespace {
+
+// A prepared copy of a random weight, and what the products make of it.
+struct Prepared {
+  Prepared(Backend& backend, const RandomWeight& source) : Prepared(backend, source.weight) {}
+  Prepared(Backend& backend, const Weight& from)
+      : storage(static_cast<size_t>(backend.prepared_bytes(*from.format, from.out, from.in)) / 64 + 1), weight(from) {
+    auto* to = reinterpret_cast<std::byte*>(storage.data());
+    for (int64_t first = 0; first < from.out; first += Backend::kPrepareRows) {
+      Weight rows = from;
+      rows.out = std::min(Backend::kPrepareRows, from.out - first);
+      rows.data += from.format->data_bytes(first, from.in);
+      if (from.format->scale_type != ScaleType::kNone) rows.scales += from.format->scale_bytes(first, from.in);
+      backend.prepare(rows, first, from.out, to);
+    }
+    weight.data = to;
+    weight.scales = nullptr;
+    weight.prepared = true;
+  }
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::vector<Line> storage;
+  Weight weight;
+};
+
+class PreparedTest : public ::testing::TestWithParam<std::tuple<std::string, std::string>> {
+ protected:
+  std::string isa() const { return std::get<0>(GetParam()); }
+  const Format& format() const { return *find_format(std::get<1>(GetParam())); }
+  PanelKind kind() const { return panel_kind(format()); }
+  bool fused() const {
+#if defined(__aarch64__)
+    return true;
+#else
+    return isa() != "generic";  // the baselines of x86-64 and riscv64 kernels here are built without contraction to one instruction
+#endif
+  }
+};
+
+struct PanelShape {
+  int64_t in, out;
+};
+// Around panels of 16 rows, groups of 4 and passes of 16 of them, chunks of 32, 64 and 128 columns and blocks of 128 and 512.
+constexpr PanelShape kPanelShapes[] = {{1, 1},    {32, 16},  {33, 17},  {96, 40},   {127, 63},
+                                       {129, 65}, {512, 80}, {530, 19}, {640, 272}, {1100, 130}};
+
+// What the product multiplies with instead of x: the nearest of 255 steps per 512 columns, bf16, or x itself.
+// `fused`: x * inverse is rounded once, together with the rounding to an integer.
+std::vector<float> activation(PanelKind kind, bool amx, bool fused, const float* x, int64_t in) {
+  std::vector<float> out(x, x + in);
+  if (is_integer(kind)) {
+    for (int64_t k = 0; k < in; k += kPanelBlock) {
+      float most = 0;
+      const int64_t end = std::min(in, k + kPanelBlock);
+      for (int64_t i = k; i < end; i++) most = std::max(most, std::fabs(x[i]));
+      const float step = most / 127, inverse = most > 0 ? 127 / most : 0;
+      for (int64_t i = k; i < end; i++) {
+        const double scaled = fused ? static_cast<double>(x[i]) * static_cast<double>(inverse) : static_cast<double>(x[i] * inverse);
+        out[static_cast<size_t>(i)] = static_cast<float>(std::nearbyint(scaled)) * step;
+      }
+    }
+  } else if (amx) {
+    for (float& v : out) v = bf16_to_float(float_to_bf16(v));
+  }
+  return out;
+}
+
+// The panel holds the weight to within its grid: 1/254 of the largest of 512 for int8, and for 4-bit formats 1/254 of the group
+// scale's reference (times 15 codes) on top.
+TEST_P(PreparedTest, PanelsHoldTheWeight) {
+  DG_TRACE_SEED();
+  if (isa() != usable_cpu_isas().front()) return;  // packing does not depend on the instruction set
+  Random random(11);
+  for (PanelShape shape : kPanelShapes) {
+    RandomWeight w(format(), shape.out, shape.in, random);
+    Prepared p(cpu(isa()), w);
+    std::vector<float> expected(static_cast<size_t>(shape.in)), actual(expected);
+    for (int64_t row = 0; row < shape.out; row++) {
+      w.weight.decode(row, 0, shape.in, expected.data());
+      panel_decode(p.weight, row, 0, shape.in, actual.data());
+      for (int64_t k = 0; k < shape.in; k++) {
+        const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(shape.in, begin + kPanelBlock);
+        float most = 0;
+        for (int64_t i = begin; i < end; i++) most = std::max(most, std::fabs(expected[static_cast<size_t>(i)]));
+        const float exact = expected[static_cast<size_t>(k)];
+        double bound = 1e-6 * std::fabs(exact);
+        if (kind() == PanelKind::kBf16 && format().name == std::string("f16")) bound = std::fabs(exact) / 256 + 1e-30;
+        if (kind() == PanelKind::kInt8) bound = most / 253;
+        if (kind() == PanelKind::kInt4 || kind() == PanelKind::kInt4Offset) bound = most / 40;
+        ASSERT_NEAR(actual[static_cast<size_t>(k)], exact, bound) << shape.in << " x " << shape.out << " row " << row << " column " << k;
+      }
+    }
+  }
+}
+
+TEST_P(PreparedTest, LinearMultipliesWhatThePanelsHold) {
+  DG_TRACE_SEED();
+  Random random(12);
+  for (PanelShape shape : kPanelShapes)
+    for (int64_t tokens : {1, 3, 16, 17, 50}) {
+      RandomWeight w(format(), shape.out, shape.in, random);
+      Prepared p(cpu(isa()), w);
+      Buffer x({tokens, shape.in}, 3), bias({1, shape.out}), actual({tokens, shape.out}, 9);
+      x.randomise(random);
+      bias.randomise(random, 0.1f);
+      cpu(isa()).linear({.out = actual.view,
+                         .x = x.view,
+                         .weight = p.weight,
+                         .bias = tokens % 2 ? Tensor::of(bias.view.data, Dtype::kF32, {shape.out}) : Tensor{}});
+      std::vector<float> row(static_cast<size_t>(shape.in));
+      std::vector<std::vector<float>> xs;
+      for (int64_t t = 0; t < tokens; t++) xs.push_back(activation(kind(), isa() == "amx", fused(), x.view.f32(t), shape.in));
+      for (int64_t o = 0; o < shape.out; o += 1 + shape.out / 20) {
+        panel_decode(p.weight, o, 0, shape.in, row.data());
+        for (int64_t t = 0; t < tokens; t++) {
+          double sum = 0, size = 0;
+          for (size_t k = 0; k < row.size(); k++) {
+            const double product = static_cast<double>(row[k]) * static_cast<double>(xs[static_cast<size_t>(t)][k]);
+            sum += product;
+            size += std::fabs(product);
+          }
+          const double expected = sum + (tokens % 2 ? static_cast<double>(bias.at(0, o)) : 0);
+          // Integer blocks are exact and a few float operations follow; float sums round once per product at most, at random.
+          const double roundings = is_integer(kind()) ? 8 : 4 + std::sqrt(static_cast<double>(shape.in));
+          ASSERT_NEAR(actual.at(t, o), expected, 2 * roundings * kEps * (size + std::fabs(expected)) + 1e-30)
+              << "in " << shape.in << " out " << shape.out << " tokens " << tokens << " at " << t << ", " << o;
+        }
+      }
+      actual.expect_gaps_untouched();
+    }
+}
+
+// The contract of Linear: a row is a function of its own row of x alone, bit for bit, for any batch and thread count.
+TEST_P(PreparedTest, RowsDoNotDependOnTheBatchOrTheThreads) {
+  DG_TRACE_SEED();
+  Random random(13);
+  for (PanelShape shape : {PanelShape{64, 24}, PanelShape{530, 291}, PanelShape{1100, 75}}) {
+    constexpr int64_t kTokens = 37;
+    RandomWeight w(format(), shape.out, shape.in, random), g(format(), shape.out, shape.in, random);
+    Prepared up(cpu(isa()), w), gate(cpu(isa()), g);
+    Buffer x({kTokens, shape.in}), alone({kTokens, shape.out}), alone_glu({kTokens, shape.out});
+    x.randomise(random);
+    for (int64_t t = 0; t < kTokens; t++) {
+      cpu(isa(), 1).linear({.out = alone.rows(t, 1), .x = x.rows(t, 1), .weight = up.weight});
+      cpu(isa(), 1).linear_glu({.out = alone_glu.rows(t, 1), .x = x.rows(t, 1), .gate = gate.weight, .up = up.weight, .scratch = nullptr});
+    }
+    for (int64_t tokens : {2, 5, 15, 16, 17, 32, 33, 37}) {
+      Buffer batch({tokens, shape.out}), batch_glu({tokens, shape.out});
+      const int64_t first = kTokens - tokens;
+      const int threads = 1 + static_cast<int>(tokens % 5);
+      cpu(isa(), threads).linear({.out = batch.view, .x = x.rows(first, tokens), .weight = up.weight});
+      cpu(isa(), threads)
+          .linear_glu({.out = batch_glu.view, .x = x.rows(first, tokens), .gate = gate.weight, .up = up.weight, .scratch = nullptr});
+      for (int64_t t = 0; t < tokens; t++) {
+        ASSERT_TRUE(same_row(batch, t, alone, first + t)) << "linear, " << tokens << " tokens, in " << shape.in;
+        ASSERT_TRUE(same_row(batch_glu, t, alone_glu, first + t)) << "linear_glu, " << tokens << " tokens, in " << shape.in;
+      }
+    }
+  }
+}
+
+TEST_P(PreparedTest, LinearGluGatesTwoProducts) {
+  DG_TRACE_SEED();
+  Random random(14);
+  for (int64_t tokens : {1, 20}) {
+    RandomWeight w(format(), 90, 200, random), g(format(), 90, 200, random);
+    Prepared up(cpu(isa()), w), gate(cpu(isa()), g);
+    Buffer x({tokens, 200}), actual({tokens, 90}), u({tokens, 90}), v({tokens, 90});
+    x.randomise(random, 2);
+    cpu(isa()).linear_glu({.out = actual.view, .x = x.view, .gate = gate.weight, .up = up.weight, .scratch = nullptr});
+    cpu(isa()).linear({.out = u.view, .x = x.view, .weight = up.weight});
+    cpu(isa()).linear({.out = v.view, .x = x.view, .weight = gate.weight});
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t o = 0; o < 90; o++) {
+        const double z = v.at(t, o), expected = z / (1 + std::exp(-z)) * u.at(t, o);
+        ASSERT_NEAR(actual.at(t, o), expected, 16 * kEps * std::fabs(expected) + 1e-30);
+      }
+  }
+}
+
+// More tokens than share one unpacking (512), with and without a last partial tile.
+TEST_P(PreparedTest, LongBatches) {
+  DG_TRACE_SEED();
+  Random random(15);
+  constexpr int64_t kTokens = 1029, kIn = 96, kOut = 40;
+  RandomWeight w(format(), kOut, kIn, random);
+  Prepared p(cpu(isa()), w);
+  Buffer x({kTokens, kIn}), all({kTokens, kOut}), alone({1, kOut});
+  x.randomise(random);
+  cpu(isa()).linear({.out = all.view, .x = x.view, .weight = p.weight});
+  for (int64_t t : {0, 15, 16, 511, 512, 1023, 1024, 1028}) {
+    cpu(isa()).linear({.out = alone.view, .x = x.rows(t, 1), .weight = p.weight});
+    ASSERT_TRUE(same_row(all, t, alone, 0)) << t;
+  }
+}
+
+TEST_P(PreparedTest, EmbedDecodesTiedRows) {
+  Random random(16);
+  RandomWeight w(format(), 50, 200, random);
+  Prepared p(cpu(isa()), w);
+  Ints ids({0, 49, 7, 7, 31});
+  Buffer actual({5, 200});
+  cpu(isa()).embed({.out = actual.view, .ids = ids.view(), .table = p.weight});
+  std::vector<float> row(200);
+  for (int64_t t = 0; t < 5; t++) {
+    panel_decode(p.weight, ids.values[static_cast<size_t>(t)], 0, 200, row.data());
+    for (int64_t k = 0; k < 200; k++) ASSERT_EQ(actual.at(t, k), row[static_cast<size_t>(k)]);
+  }
+  actual.expect_gaps_untouched();
+}
+
+// x[columns[k]] meets column k.
+TEST_P(PreparedTest, ColumnsPermuteTheInput) {
+  DG_TRACE_SEED();
+  Random random(17);
+  constexpr int64_t kIn = 160, kOut = 33, kTokens = 18;
+  RandomWeight w(format(), kOut, kIn, random);
+  Prepared p(cpu(isa()), w);
+  Buffer x({kTokens, kIn}), permuted({kTokens, kIn}), actual({kTokens, kOut}), expected({kTokens, kOut});
+  x.randomise(random);
+  std::vector<int32_t> columns(kIn);
+  for (int64_t k = 0; k < kIn; k++) columns[static_cast<size_t>(k)] = static_cast<int32_t>((k * 7 + 3) % kIn);
+  for (int64_t t = 0; t < kTokens; t++)
+    for (int64_t k = 0; k < kIn; k++) permuted.view.f32(t)[k] = x.at(t, columns[static_cast<size_t>(k)]);
+  cpu(isa()).linear({.out = expected.view, .x = permuted.view, .weight = p.weight});
+  p.weight.columns = columns.data();
+  cpu(isa()).linear({.out = actual.view, .x = x.view, .weight = p.weight});
+  EXPECT_TRUE(same_rows(actual, expected));
+}
+
+// Experts: every pair is a gated product and a product with its expert's weights, whatever else is routed.
+TEST_P(PreparedTest, MoeExpertsIsTheSumOfItsPairs) {
+  DG_TRACE_SEED();
+  Random random(18);
+  constexpr int64_t kTopK = 2, kDim = 130, kInner = 72;
+  constexpr int kLocal = 4, kFirst = 3;
+  std::vector<Prepared> weights;
+  weights.reserve(kLocal * 3);
+  std::vector<Expert> experts;
+  for (int e = 0; e < kLocal; e++) {
+    for (auto [out, in] : {std::pair{kInner, kDim}, {kInner, kDim}, {kDim, kInner}}) {
+      RandomWeight w(format(), out, in, random);
+      weights.emplace_back(cpu(isa()), w);
+    }
+    const size_t last = weights.size();
+    experts.push_back({.gate = weights[last - 3].weight, .up = weights[last - 2].weight, .down = weights[last - 1].weight});
+  }
+  for (int64_t tokens : {1, 40}) {
+    Buffer x({tokens, kDim}), route({tokens, kTopK}), before({tokens, kDim});
+    x.randomise(random);
+    route.randomise(random);
+    before.randomise(random);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < tokens; t++) {
+      const int id = random.below(kLocal + 2 * kFirst);
+      ids.push_back(id);
+      ids.push_back((id + 1) % (kLocal + 2 * kFirst));
+    }
+    Buffer expected = before, actual = before, hidden({1, kInner}), result({1, kDim});
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t k = 0; k < kTopK; k++) {
+        const int e = ids[static_cast<size_t>(t * kTopK + k)] - kFirst;
+        if (e < 0 || e >= kLocal) continue;
+        const Expert& expert = experts[static_cast<size_t>(e)];
+        cpu(isa()).linear_glu({.out = hidden.view, .x = x.rows(t, 1), .gate = expert.gate, .up = expert.up, .scratch = nullptr});
+        cpu(isa()).linear({.out = result.view, .x = hidden.view, .weight = expert.down});
+        for (int64_t i = 0; i < kDim; i++) expected.view.f32(t)[i] += route.at(t, k) * result.at(0, i);
+      }
+    MoeExperts op{.out = actual.view,
+                  .x = x.view,
+                  .ids = Tensor::of(ids.data(), Dtype::kI32, {tokens, kTopK}),
+                  .weights = route.view,
+                  .experts = experts,
+                  .first = kFirst,
+                  .scratch = nullptr};
+    Scratch scratch(moe_experts_scratch_bytes(op));
+    op.scratch = &scratch.arena;
+    cpu(isa()).moe_experts(op);
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t i = 0; i < kDim; i++) ASSERT_NEAR(actual.at(t, i), expected.at(t, i), 8 * kEps * (std::fabs(expected.at(t, i)) + 8));
+    actual.expect_gaps_untouched();
+    Buffer again = before;
+    op.out = again.view;
+    cpu(isa(), 3).moe_experts(op);
+    EXPECT_TRUE(same_rows(again, actual));
+  }
+}
+
+std::vector<std::string> prepared_format_names() {
+  std::vector<std::string> names;
+  for (const std::string& name : all_format_names())
+    if (panel_kind(*find_format(name)) != PanelKind::kNone) names.push_back(name);
+  return names;
+}
+
+// Integer products are exact, and what follows is the same arithmetic: families with fused multiply-add agree bit for bit.
+TEST(Prepared, FamiliesAgreeOnIntegerProducts) {
+  DG_TRACE_SEED();
+  Random random(19);
+  for (const std::string& name : prepared_format_names()) {
+    if (!is_integer(panel_kind(*find_format(name)))) continue;
+    RandomWeight w(*find_format(name), 70, 1100, random);
+    Buffer x({20, 1100}), first({20, 70});
+    x.randomise(random);
+    bool have_first = false;
+    for (const std::string& isa : usable_cpu_isas()) {
+      if (isa == "generic") continue;  // without fused multiply-add
+      Prepared p(cpu(isa), w);
+      Buffer out({20, 70});
+      cpu(isa).linear({.out = out.view, .x = x.view, .weight = p.weight});
+      if (have_first) EXPECT_TRUE(same_rows(out, first)) << isa << " " << name;
+      else
+        for (int64_t t = 0; t < 20; t++) std::copy_n(out.view.f32(t), 70, first.view.f32(t));
+      have_first = true;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, PreparedTest,
+                         ::testing::Combine(::testing::ValuesIn(usable_cpu_isas()), ::testing::ValuesIn(prepared_format_names())),
+                         [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
+
+}  // namespace
+}  // namespace dg::ops_table
