@@ -19,6 +19,9 @@
 #include "quant/panel.h"
 #include "quant/panel_pack.h"
 
+#if defined(__AVX512VNNI__)
+#include "backends/cpu/kernels/panel_few_rows.h"
+#endif
 #if defined(__AMX_TILE__)
 #include "backends/cpu/kernels/panel_dot_amx.h"
 #elif defined(__AVX512VNNI__)
@@ -49,7 +52,7 @@ constexpr int64_t activation_tile_bytes(PanelKind kind, int64_t columns) {
 }
 
 // A tile of 16 tokens: codes of all of k, then per block of 512 f32 scale[16] and int32 sum[16] (128 times the sum of the
-// codes, where the family multiplies with unsigned codes, else 0).
+// codes: what products with unsigned codes have too much).
 int64_t activation_bytes(PanelKind kind, int64_t in) {
   const int64_t padded = panel_padded(kind, in);
   int64_t bytes = activation_tile_bytes(kind, padded);
@@ -117,7 +120,7 @@ void pack_row(const PackRow& a) {
     int8_t* codes = reinterpret_cast<int8_t*>(tile) + k / 64 * 1024 + a.row * 64;
     for (int64_t i = 0; i < n; i += 64, codes += 1024) sum += quantise(x + k + i, min64(64, n - i), inverse, codes);
     scales[block * 32 + a.row] = largest / 127.0f;
-    reinterpret_cast<int32_t*>(scales)[block * 32 + 16 + a.row] = kUnsignedCodes ? 128 * sum : 0;
+    reinterpret_cast<int32_t*>(scales)[block * 32 + 16 + a.row] = 128 * sum;
   }
 }
 
@@ -228,6 +231,16 @@ void multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
                      const ProductScratch& s) {
   const int64_t padded = panel_padded(kKind, a.in), columns = pass_columns(kKind), tiles = (tokens + kTileTokens - 1) / kTileTokens;
   const int64_t scales_at = activation_tile_bytes(kKind, padded);
+#if defined(__AVX512VNNI__)
+  if constexpr (kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset) {
+    if (tokens <= kFewRows) {
+      for (int p = 0; p < panels.count; p++)
+        few_rows_panel<kKind == PanelKind::kInt4Offset>(panels.data[p], a.in, x, reinterpret_cast<const float*>(x + scales_at), tokens,
+                                                        s.sums + p * 256);
+      return;
+    }
+  }
+#endif
   // One tile of tokens uses what was unpacked once: little at a time, so that it is still in L1 with the packed codes.
   const int at_a_time = tiles == 1 ? kPanelsOfOneTile : kPanelsAtATime, group = tiles == 1 ? kPanelsOfOneTile : kGroupPanels;
   PendingTiles pending;

@@ -45,7 +45,8 @@ inline void dot_integer_pairs(const std::byte* x, const std::byte* b, int64_t wi
   }
     DG_TOKENS(0)
     DG_TOKENS(1)
-    DG_TOKENS(2) DG_TOKENS(3)
+    DG_TOKENS(2)
+    DG_TOKENS(3)
 #undef DG_TOKENS
 #define DG_PRODUCT(p, g) \
   if constexpr (p < P) s##p##g = svmmla_s32(s##p##g, xv##p, w);
