@@ -17,6 +17,13 @@ if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 endif()
 target_link_libraries(dg_flags INTERFACE Threads::Threads)
 
+# Test code is compiled once and run for seconds: presets choose less optimisation, and sanitizers' undefined-behaviour checks
+# for the tested code alone, which are most of a clean build's time.
+set(DOUGONG_TEST_FLAGS "" CACHE STRING "Compiler options of test executables, after all others")
+separate_arguments(dg_test_flags NATIVE_COMMAND "${DOUGONG_TEST_FLAGS}")
+add_library(dg_test_flags INTERFACE)
+target_compile_options(dg_test_flags INTERFACE ${dg_test_flags})
+
 # fmt and spdlog: the distribution's libraries natively, header-only when cross-building (no target library exists).
 if(CMAKE_CROSSCOMPILING)
   target_compile_definitions(dg_flags INTERFACE FMT_HEADER_ONLY SPDLOG_FMT_EXTERNAL)

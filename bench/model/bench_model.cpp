@@ -70,6 +70,7 @@ Result<Work> parse_decode(std::string_view text) {
 Result<Arguments> parse_arguments(int argc, char** argv) {
   Arguments out;
   out.open.progress = false;
+  out.open.batch_invariant = false;  // as `dougong serve`
   out.open.load_text = false;
   for (int i = 1; i < argc; i++) {
     const std::string name = argv[i];

@@ -37,6 +37,7 @@ OpenOptions open_options(const Options& options) {
   text("quantization", &open.quantization);
   text("kv-cache-dtype", &open.kv_cache_dtype);
   text("chat-format", &open.chat_format);
+  open.batch_invariant = options.has("deterministic") && options.flag("deterministic");
   if (options.has("threads")) open.threads = static_cast<int>(options.integer("threads"));
   if (options.has("max-model-len")) open.max_model_len = options.integer("max-model-len");
   if (options.has("max-num-batched-tokens"))

@@ -48,7 +48,7 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
     return profile;
   };
   if (reference) return profiled(make_reference_backend());
-  CpuOptions cpu{.threads = options.threads, .isa = options.isa};
+  CpuOptions cpu{.threads = options.threads, .isa = options.isa, .batch_invariant = options.batch_invariant};
   DG_ASSIGN(std::unique_ptr<Backend> fast, make_cpu_backend(cpu));
   fast = profiled(std::move(fast));
   if (options.backend == "cpu") return fast;

@@ -24,7 +24,8 @@ struct OpenOptions {
   std::string dtype = "auto";  // auto: as published, bf16 cache | float32 | bfloat16 | float16
   std::string quantization;    // format name for the linear layers; empty: as published
   std::string kv_cache_dtype = "auto";
-  int64_t max_model_len = 0;  // 0: the model's, at most what the command needs
+  bool batch_invariant = true;  // CpuOptions
+  int64_t max_model_len = 0;    // 0: the model's, at most what the command needs
   int64_t max_step_tokens = 512;
   int64_t max_sequences = 1;
   int64_t max_logit_rows = 0;   // 0: one per sequence

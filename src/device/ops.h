@@ -18,7 +18,8 @@ struct Embed {
   Weight table;  // (vocab, dim)
 };
 
-// out = x W^T + bias. Every row of `out` is a function of its own row of `x` alone, bit for bit, whatever the batch.
+// out = x W^T + bias. Every row of `out` is a function of its own row of `x` alone, bit for bit, whatever the batch, unless the backend
+// was told that it need not be (CpuOptions::batch_invariant).
 struct Linear {
   Tensor out;  // (tokens, out)
   Tensor x;    // (tokens, in)

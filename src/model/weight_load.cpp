@@ -218,6 +218,7 @@ Result<void> WeightStore::load(const LoadOptions& options) {
   for (std::thread& t : pool) t.join();
   if (!result.ok()) return result;
   progress.finish();
+  DG_TRY(check_columns());
   bind();
   return {};
 }

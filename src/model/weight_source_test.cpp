@@ -281,6 +281,35 @@ TEST_F(WeightSourceTest, AProductInActOrderIsThatOfTheWeights) {
     }
 }
 
+TEST_F(WeightSourceTest, MatricesOfOneOpNeedOneActOrder) {
+  const QuantConfig config{.method = QuantConfig::Method::kGptq, .bits = 4, .group = 64, .symmetric = false, .act_order = true};
+  Coded c = make_coded(48, 192, 64, 4, false, 1, 15, true);
+  auto load_two = [&](bool same_order, WeightPolicy policy) {
+    clear();
+    Coded other = c;
+    if (!same_order) std::reverse(other.group_of.begin(), other.group_of.end());
+    add_gptq(other, true, true);
+    for (TensorToWrite& t : tensors_) t.name[0] = 'n';
+    add_gptq(c, true, true);
+    EXPECT_TRUE(write_safetensors(directory_ + "/model.safetensors", tensors_).ok());
+    auto index = TensorIndex::open(directory_);
+    EXPECT_TRUE(index.ok());
+    WeightStore store(backend_, &*index, policy);
+    store.set_quantization(config);
+    Weight m, n;
+    store.matrix(&m, "m.weight", 48, 192, WeightClass::kExpert);
+    store.matrix(&n, "n.weight", 48, 192, WeightClass::kExpert);
+    store.alike("m.weight", "n.weight", true);
+    Result<void> result = store.load({.threads = 1});
+    return result.ok() ? std::string() : result.error().message;
+  };
+  EXPECT_EQ(load_two(true, {}), "");
+  EXPECT_EQ(load_two(false, {}),
+            "n.weight: its columns are in another act order than those of m.weight; the experts of a layer need one: convert with "
+            "--quantization");
+  EXPECT_EQ(load_two(false, {.float32 = true}), "");
+}
+
 TEST_F(WeightSourceTest, CompressedTensorsPacked) {
   for (int bits : {4, 8})
     for (bool symmetric : {true, false})

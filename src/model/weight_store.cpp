@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "model/weight_store_items.h"
 #include "quant/bf16.h"
@@ -112,6 +113,28 @@ void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64
   count(item, +1);
   by_name_.emplace(name, items_.size());
   items_.push_back(std::move(item));
+}
+
+void WeightStore::alike(const std::string& first, const std::string& second, bool columns) {
+  const auto a = by_name_.find(first), b = by_name_.find(second);
+  if (a == by_name_.end() || b == by_name_.end()) return;  // a problem that fail() knows
+  const Item &x = items_[a->second], &y = items_[b->second];
+  if (x.format != y.format || x.keeps_columns != y.keeps_columns)
+    return fail(input_error(fmt::format(
+        "{}: weight format {}{} differs from that of {}: {}{}; the experts of a layer need one: convert with --quantization", second,
+        y.format->name, y.keeps_columns ? " in act order" : "", first, x.format->name, x.keeps_columns ? " in act order" : "")));
+  if (columns && x.keeps_columns) same_columns_.emplace_back(a->second, b->second);
+}
+
+Result<void> WeightStore::check_columns() const {
+  for (const auto& [a, b] : same_columns_) {
+    const Item &x = items_[a], &y = items_[b];
+    if (std::memcmp(place(x.columns_offset), place(y.columns_offset), static_cast<size_t>(x.columns_bytes())) != 0)
+      return input_error(fmt::format(
+          "{}: its columns are in another act order than those of {}; the experts of a layer need one: convert with --quantization", y.name,
+          x.name));
+  }
+  return {};
 }
 
 void WeightStore::vector(Tensor* to, const std::string& name, int64_t size) {

@@ -15,6 +15,7 @@
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -64,6 +65,9 @@ class WeightStore {
   void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use = WeightUse::kProduct);
   void vector(Tensor* to, const std::string& name, int64_t size);  // kept in f32
   void constant(Tensor* to, std::vector<float> values);            // e.g. rotary frequencies
+  // Two declared matrices that one op reads together (experts of a layer): an error if they are kept in different formats or,
+  // with `columns` and found by load(), with their columns in different orders.
+  void alike(const std::string& first, const std::string& second, bool columns);
   bool has(const std::string& name) const;                         // in the checkpoint (true when planning)
   void ignore(const std::string& name) { ignored_.insert(name); }  // present but not needed
   void ignore_prefix(const std::string& prefix) { ignored_prefixes_.push_back(prefix); }
@@ -105,6 +109,7 @@ class WeightStore {
   void count(const Item& item, int sign);
   Result<void> allocate();
   void bind();
+  Result<void> check_columns() const;
   std::vector<std::vector<Task>> make_tasks(const LoadPlacement& placement) const;
   Result<void> run_task(const Task& task, Buffers& buffers) const;
   Result<void> convert(const Item& item, const Weight& from, std::byte* data, std::byte* scales, Buffers& buffers) const;
@@ -120,6 +125,7 @@ class WeightStore {
   QuantConfig quantization_;
   const Format* assumed_;
   std::vector<Item> items_;
+  std::vector<std::pair<size_t, size_t>> same_columns_;  // of items_, both in act order
   std::unordered_map<std::string, size_t> by_name_;
   std::unordered_set<std::string> ignored_;
   std::vector<std::string> ignored_prefixes_;

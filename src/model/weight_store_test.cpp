@@ -331,6 +331,28 @@ TEST_F(WeightStoreTest, FaultsNameTensorExpectedAndFound) {
   EXPECT_EQ(error_of(tensors()), "tensor norm.weight: expected finite numbers, found inf at [9]");
 }
 
+TEST_F(WeightStoreTest, MatricesOfOneOpMustBeAlike) {
+  auto written = write_safetensors(directory_ + "/model.safetensors", tensors());
+  ASSERT_TRUE(written.ok());
+  auto index = TensorIndex::open(directory_);
+  ASSERT_TRUE(index.ok());
+  auto declare = [&](WeightPolicy policy) {
+    WeightStore store(backend_, &*index, policy);
+    Weight a, b;
+    Tensor norm;
+    store.matrix(&a, "a.weight", 300, 200, WeightClass::kExpert);
+    store.matrix(&b, "b.weight", 300, 200, WeightClass::kExpert);
+    store.vector(&norm, "norm.weight", 200);
+    store.alike("a.weight", "b.weight", true);
+    Result<void> status = store.status();
+    return status.ok() ? std::string() : status.error().message;
+  };
+  EXPECT_EQ(declare({}),
+            "b.weight: weight format fp8_block differs from that of a.weight: bf16; the experts of a layer need one: convert with "
+            "--quantization");
+  EXPECT_EQ(declare({.linear = &kInt8Channel}), "");
+}
+
 TEST_F(WeightStoreTest, NanScalesAreFoundOnTheConvertingPathToo) {
   scales_[5] = INFINITY;
   auto l = load(tensors(), {.float32 = true});

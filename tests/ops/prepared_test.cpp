@@ -77,6 +77,23 @@ std::vector<float> activation(PanelKind kind, bool amx, bool fused, const float*
   return out;
 }
 
+// Element (row, k) of a 4-bit panel before the rounding to int8: scale * (nibble * m / 8 + z).
+double exact_element(const Weight& w, int64_t row, int64_t k) {
+  const PanelKind kind = panel_kind(*w.format);
+  const int64_t o = row % kPanelRows, begin = k / kPanelBlock * kPanelBlock, at = k - begin;
+  const int64_t width = std::min(kPanelBlock, panel_padded(kind, w.in) - begin);
+  const std::byte* base =
+      w.data + row / kPanelRows * panel_stride(kind, w.in) + begin / kPanelBlock * (panel_code_bytes(kind, kPanelBlock) + 64);
+  const float scale = reinterpret_cast<const float*>(base + panel_code_bytes(kind, width))[o];
+  const std::byte* chunk = base + at / kInt4Chunk * panel_code_bytes(kind, kInt4Chunk);
+  const NibblePlace place = nibble_place(o, at % kInt4Chunk);
+  const int code = (reinterpret_cast<const uint16_t*>(chunk)[place.word] >> place.shift & 15) ^ (place.centred ? 8 : 0);
+  const int64_t group = at % kInt4Chunk / 32;
+  const int m = static_cast<int8_t>(chunk[1024 + group * 16 + o]);
+  const int z = kind == PanelKind::kInt4 ? -m : static_cast<int8_t>(chunk[1024 + 64 + group * 16 + o]);
+  return (code * m / 8.0 + z) * static_cast<double>(scale);
+}
+
 // The panel holds the weight to within its grid: 1/254 of the largest of 512 for int8, and for 4-bit formats 1/254 of the group
 // scale's reference (times 15 codes) on top.
 TEST_P(PreparedTest, PanelsHoldTheWeight) {
@@ -135,6 +152,44 @@ TEST_P(PreparedTest, LinearMultipliesWhatThePanelsHold) {
           // Integer blocks are exact and a few float operations follow; float sums round once per product at most, at random.
           const double roundings = is_integer(kind()) ? 8 : 4 + std::sqrt(static_cast<double>(shape.in));
           ASSERT_NEAR(actual.at(t, o), expected, 2 * roundings * kEps * (size + std::fabs(expected)) + 1e-30)
+              << "in " << shape.in << " out " << shape.out << " tokens " << tokens << " at " << t << ", " << o;
+        }
+      }
+      actual.expect_gaps_untouched();
+    }
+}
+
+// Few rows of 4-bit weights where batches need not agree: the codes and multipliers that the panel holds, not rounded to int8.
+TEST_P(PreparedTest, FewRowsMultiplyTheCodesThemselves) {
+  if (kind() != PanelKind::kInt4 && kind() != PanelKind::kInt4Offset) return;
+  DG_TRACE_SEED();
+  Random random(20);
+  auto made = make_cpu_backend({.threads = 2, .isa = isa(), .pin = false, .batch_invariant = false});
+  ASSERT_TRUE(made.ok());
+  const bool exact = isa() == "amx" || isa() == "avx512_vnni";
+  for (PanelShape shape : kPanelShapes)
+    for (int64_t tokens : {1, 2, 3, 4, 5}) {
+      RandomWeight w(format(), shape.out, shape.in, random);
+      Prepared p(cpu(isa()), w);
+      Buffer x({tokens, shape.in}, 3), actual({tokens, shape.out}, 9), rounded({tokens, shape.out}), one({1, shape.out});
+      x.randomise(random);
+      (*made)->linear({.out = actual.view, .x = x.view, .weight = p.weight});
+      if (!exact || tokens > 4) {  // nothing better there
+        cpu(isa()).linear({.out = rounded.view, .x = x.view, .weight = p.weight});
+        ASSERT_TRUE(same_rows(actual, rounded));
+        continue;
+      }
+      // A row is still the same in all such batches.
+      (*made)->linear({.out = one.view, .x = x.rows(tokens - 1, 1), .weight = p.weight});
+      ASSERT_TRUE(same_row(actual, tokens - 1, one, 0)) << tokens;
+      std::vector<double> row(static_cast<size_t>(shape.in));
+      for (int64_t o = 0; o < shape.out; o += 1 + shape.out / 20) {
+        for (int64_t k = 0; k < shape.in; k++) row[static_cast<size_t>(k)] = exact_element(p.weight, o, k);
+        for (int64_t t = 0; t < tokens; t++) {
+          const std::vector<float> xs = activation(kind(), false, true, x.view.f32(t), shape.in);
+          double sum = 0, size = 0;
+          for (size_t k = 0; k < row.size(); k++) sum += row[k] * static_cast<double>(xs[k]), size += std::fabs(row[k] * xs[k]);
+          ASSERT_NEAR(actual.at(t, o), sum, 16 * kEps * (size + std::fabs(sum)) + 1e-30)
               << "in " << shape.in << " out " << shape.out << " tokens " << tokens << " at " << t << ", " << o;
         }
       }

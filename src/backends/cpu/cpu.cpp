@@ -53,7 +53,10 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
 }
 
 CpuBackend::CpuBackend(const CpuOptions& options, const KernelTable* kernels, Topology topology)
-    : kernels_(kernels), topology_(std::move(topology)), pool_(options.threads, topology_, options.pin) {
+    : kernels_(kernels),
+      topology_(std::move(topology)),
+      pool_(options.threads, topology_, options.pin),
+      batch_invariant_(options.batch_invariant) {
   reserve_scratch(kFirstScratchFloats);
 }
 
@@ -115,9 +118,9 @@ void CpuBackend::linear_glu(const LinearGlu& op) {
   CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out) && op.x.rank == 2 && op.out.rank == 2);
-  if (op.up.prepared && op.gate.prepared && panel_kind(*op.up.format) == panel_kind(*op.gate.format))
+  if (op.up.prepared && op.gate.prepared && panel_kind(*op.up.format) == panel_kind(*op.gate.format) && same_columns(op.up, op.gate))
     return product(op.out, op.x, op.up, &op.gate, nullptr);
-  if (op.up.prepared || op.gate.prepared) return Backend::linear_glu(op);  // gate and up published in different formats
+  if (op.up.prepared || op.gate.prepared) return Backend::linear_glu(op);  // gate and up in different formats or orders of columns
   MatmulArgs args{};
   args.w = matrix(op.up), args.gate = matrix(op.gate);
   args.x = op.x.f32(), args.x_stride = op.x.stride[0];

@@ -17,6 +17,8 @@
 namespace dg {
 
 CacheElement cache_element(const PagedCache& cache);
+// Whether two matrices of the same width have their columns in the same order, so that one packing of the input serves both.
+bool same_columns(const Weight& a, const Weight& b);
 
 class CpuBackend : public Backend {
  public:
@@ -104,6 +106,7 @@ class CpuBackend : public Backend {
   const KernelTable* kernels_;
   Topology topology_;
   ThreadPool pool_;
+  const bool batch_invariant_;
   std::vector<HugeMemory> scratch_;  // per worker
   HugeMemory activations_;           // packed, of the product in progress
   RotaryTable rotary_;

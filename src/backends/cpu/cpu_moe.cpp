@@ -159,7 +159,8 @@ void CpuBackend::prepared_product(const ExpertGroups& groups, std::span<const Ex
                                .out_rows = nullptr,
                                .out_stride = rows,
                                .bias = nullptr,
-                               .scratch = scratch(worker)},
+                               .scratch = scratch(worker),
+                               .batch_invariant = batch_invariant_},
                               panel, std::min(panels, panel + kPanelsPerPiece));
     }
   });

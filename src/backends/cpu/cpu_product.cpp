@@ -1,5 +1,6 @@
 // Products with prepared weights: activations are packed once per op, then the threads share out the panels.
 #include <algorithm>
+#include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
 
@@ -19,6 +20,11 @@ PanelProduct product_args(const Weight& w, const Weight* gate) {
 }
 
 }  // namespace
+
+bool same_columns(const Weight& a, const Weight& b) {
+  if (!a.columns || !b.columns) return a.columns == b.columns;
+  return std::memcmp(a.columns, b.columns, static_cast<size_t>(a.in) * sizeof(int32_t)) == 0;
+}
 
 std::byte* CpuBackend::reserve_activations(int64_t bytes) {
   if (static_cast<size_t>(bytes) > activations_.bytes()) {
@@ -50,7 +56,7 @@ void CpuBackend::pack(const Weight& w, const float* x, const int32_t* x_rows, in
 }
 
 void CpuBackend::product(const Tensor& out, const Tensor& x, const Weight& w, const Weight* gate, const float* bias) {
-  CHECK(!gate || (gate->columns == nullptr) == (w.columns == nullptr));
+  CHECK(!gate || same_columns(*gate, w));
   const int64_t tokens = x.rows(), panels = (w.out + kPanelRows - 1) / kPanelRows;
   if (tokens == 0) return;
   reserve_scratch(kPanelScratchFloats);
@@ -59,6 +65,7 @@ void CpuBackend::product(const Tensor& out, const Tensor& x, const Weight& w, co
   args.x = activations_.data(), args.tokens = tokens;
   args.out = out.f32(), args.out_stride = out.stride[0];
   args.bias = bias;
+  args.batch_invariant = batch_invariant_;
   // Multiples of the four panels of a pass; small enough that the last piece of a slow thread does not keep the others waiting.
   const int64_t quads = (panels + 3) / 4, work = 64 * w.in * tokens * (gate ? 2 : 1);
   const int64_t grain = std::max<int64_t>({1, (int64_t{1} << 18) / work, quads / (16 * pool_.threads())});

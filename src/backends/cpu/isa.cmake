@@ -6,7 +6,23 @@
 set(dg_kernel_flags -O3 -ffp-contract=fast -fno-trapping-math -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables
                     -Wno-maybe-uninitialized -Wno-uninitialized)
 
+# The families of this build; empty: all of the processor's architecture. The portable one, `generic`, is always there.
+set(DOUGONG_CPU_FAMILIES "" CACHE STRING "Instruction set families to build beside generic, as amx;avx2 (empty: all)")
+
+# dg_cpu_wanted(name variable): whether this build has the family `name`.
+function(dg_cpu_wanted name variable)
+  set(wanted OFF)
+  if(name STREQUAL generic OR NOT DOUGONG_CPU_FAMILIES OR name IN_LIST DOUGONG_CPU_FAMILIES)
+    set(wanted ON)
+  endif()
+  set(${variable} ${wanted} PARENT_SCOPE)
+endfunction()
+
 function(dg_cpu_isa name)
+  dg_cpu_wanted(${name} wanted)
+  if(NOT wanted)
+    return()
+  endif()
   set(target dg_cpu_${name})
   add_library(${target} OBJECT ${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/kernels/kernels.cpp)
   target_link_libraries(${target} PRIVATE dg_flags)
@@ -14,6 +30,7 @@ function(dg_cpu_isa name)
   target_compile_options(${target} PRIVATE ${dg_kernel_flags} ${ARGN})
   target_sources(dg_backend_cpu PRIVATE $<TARGET_OBJECTS:${target}>)
   set_property(GLOBAL APPEND PROPERTY DG_CPU_ISA_TARGETS ${target})
+  set_property(GLOBAL APPEND_STRING PROPERTY DG_CPU_FAMILIES " DG_FAMILY(${name})")
 endfunction()
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
@@ -39,7 +56,8 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "riscv64")
   # g++ 12 has no vector intrinsics for RISC-V. Where clang 19 is installed (tools/setup --all) it compiles this one object; where
   # it is not, the program comes without the family.
   find_program(DG_CLANG_RVV NAMES clang++-19)
-  if(DG_CLANG_RVV)
+  dg_cpu_wanted(rvv wanted)
+  if(DG_CLANG_RVV AND wanted)
     set(source ${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/kernels/kernels.cpp)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/dg_cpu_rvv.o)
     set(werror $<$<BOOL:${DOUGONG_WERROR}>:-Werror>)
@@ -51,7 +69,7 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "riscv64")
       DEPENDS ${source} DEPFILE ${object}.d COMMENT "Building RVV kernels with clang 19" VERBATIM COMMAND_EXPAND_LISTS)
     target_sources(dg_backend_cpu PRIVATE ${object})
     set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-    set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/isa.cpp PROPERTIES COMPILE_DEFINITIONS DG_HAVE_RVV=1)
+    set_property(GLOBAL APPEND_STRING PROPERTY DG_CPU_FAMILIES " DG_FAMILY(rvv)")
     add_library(dg_cpu_rvv OBJECT IMPORTED GLOBAL)
     set_target_properties(dg_cpu_rvv PROPERTIES IMPORTED_OBJECTS ${object})
     set_property(GLOBAL APPEND PROPERTY DG_CPU_ISA_TARGETS dg_cpu_rvv)
@@ -59,3 +77,6 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "riscv64")
 else()
   dg_cpu_isa(generic)
 endif()
+
+get_property(families GLOBAL PROPERTY DG_CPU_FAMILIES)
+set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/backends/cpu/isa.cpp PROPERTIES COMPILE_DEFINITIONS "DG_CPU_FAMILIES=${families}")

@@ -1,6 +1,6 @@
 #include "backends/cpu/isa.h"
 
-#include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <cstdint>
 
@@ -16,13 +16,10 @@
 
 namespace dg {
 
-#if defined(__x86_64__)
-extern const KernelTable kernels_amx, kernels_avx512_vnni, kernels_avx512, kernels_avx_vnni, kernels_avx2, kernels_generic;
-#elif defined(__aarch64__)
-extern const KernelTable kernels_sve2, kernels_i8mm, kernels_dotprod, kernels_generic;
-#else
-extern const KernelTable kernels_rvv, kernels_generic;
-#endif
+// DG_CPU_FAMILIES (isa.cmake): the families of this build, as DG_FAMILY(amx) DG_FAMILY(generic).
+#define DG_FAMILY(name) extern const KernelTable kernels_##name;
+DG_CPU_FAMILIES
+#undef DG_FAMILY
 
 namespace {
 
@@ -30,10 +27,18 @@ struct Isa {
   const char* name;
   const char* needs;  // for people
   bool (*usable)();
-  const KernelTable* kernels;
 };
 
 bool always() { return true; }
+
+// The kernels of a family, nullptr when this build leaves it out.
+const KernelTable* built_kernels(std::string_view name) {
+#define DG_FAMILY(family) \
+  if (name == #family) return &kernels_##family;
+  DG_CPU_FAMILIES
+#undef DG_FAMILY
+  return nullptr;
+}
 
 #if defined(__x86_64__)
 struct Cpuid {
@@ -94,7 +99,7 @@ bool has_sve2() {
   constexpr unsigned long kSve = 1ul << 22, kSve2 = 1ul << 1, kSveI8mm = 1ul << 9;
   return has_i8mm() && (getauxval(AT_HWCAP) & kSve) && (getauxval(AT_HWCAP2) & (kSve2 | kSveI8mm)) == (kSve2 | kSveI8mm);
 }
-#elif defined(__riscv) && defined(DG_HAVE_RVV)
+#elif defined(__riscv)
 // The bit `v` of older vendors' kernels means vectors of the draft 0.7.1, which no instruction of ours fits. The same vsetvl
 // exists there, but e32 with both agnostic bits is no valid type: it sets the sign bit of vtype.
 bool has_rvv() {
@@ -111,22 +116,19 @@ bool has_rvv() {
 // Best first. A new family is one row here and one line in isa.cmake.
 constexpr Isa kIsas[] = {
 #if defined(__x86_64__)
-    {"amx", "AMX tiles, int8 and bf16", has_amx, &kernels_amx},
-    {"avx512_vnni", "AVX-512 VNNI, BF16, VBMI", has_avx512_vnni, &kernels_avx512_vnni},
-    {"avx512", "AVX-512 F, BW, DQ, VL, CD", has_avx512, &kernels_avx512},
-    {"avx_vnni", "AVX2 with AVX-VNNI", has_avx_vnni, &kernels_avx_vnni},
-    {"avx2", "AVX2, FMA, F16C, BMI", has_avx2, &kernels_avx2},
-    {"generic", "x86-64", always, &kernels_generic},
+    {"amx", "AMX tiles, int8 and bf16", has_amx},        {"avx512_vnni", "AVX-512 VNNI, BF16, VBMI", has_avx512_vnni},
+    {"avx512", "AVX-512 F, BW, DQ, VL, CD", has_avx512}, {"avx_vnni", "AVX2 with AVX-VNNI", has_avx_vnni},
+    {"avx2", "AVX2, FMA, F16C, BMI", has_avx2},          {"generic", "x86-64", always},
 #elif defined(__aarch64__)
-    {"sve2", "SVE2 with matrix products of int8", has_sve2, &kernels_sve2},
-    {"i8mm", "Armv8.6 matrix products of int8, bf16", has_i8mm, &kernels_i8mm},
-    {"dotprod", "Armv8.2 dot product and half precision", has_dotprod, &kernels_dotprod},
-    {"generic", "Armv8 NEON", always, &kernels_generic},
+    {"sve2", "SVE2 with matrix products of int8", has_sve2},
+    {"i8mm", "Armv8.6 matrix products of int8, bf16", has_i8mm},
+    {"dotprod", "Armv8.2 dot product and half precision", has_dotprod},
+    {"generic", "Armv8 NEON", always},
 #else
-#if defined(DG_HAVE_RVV)
-    {"rvv", "RVV 1.0", has_rvv, &kernels_rvv},
+#if defined(__riscv)
+    {"rvv", "RVV 1.0", has_rvv},
 #endif
-    {"generic", "any processor of this family", always, &kernels_generic},
+    {"generic", "any processor of this family", always},
 #endif
 };
 
@@ -135,26 +137,22 @@ constexpr Isa kIsas[] = {
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
   for (const Isa& isa : kIsas)
-    if (isa.usable()) names.push_back(isa.name);
+    if (built_kernels(isa.name) && isa.usable()) names.push_back(isa.name);
   return names;
 }
 
 Result<const KernelTable*> find_kernels(std::string_view name) {
-  std::string usable;
+  const std::vector<std::string> usable = usable_isas();
+  const std::string choice = fmt::format("use one of: auto, {}", fmt::join(usable, ", "));
   for (const Isa& isa : kIsas) {
-    if (!isa.usable()) {
-      if (name == isa.name)
-        return input_error(fmt::format("--isa {}: this processor or operating system lacks {}; use one of: auto{}", name, isa.needs, [&] {
-          std::string list;
-          for (const std::string& n : usable_isas()) list += ", " + n;
-          return list;
-        }()));
-      continue;
-    }
-    if (name == "auto" || name == isa.name) return isa.kernels;
-    usable += fmt::format(", {}", isa.name);
+    const KernelTable* const kernels = built_kernels(isa.name);
+    if (name != isa.name && (name != "auto" || isa.name != usable.front())) continue;
+    if (!kernels) return input_error(fmt::format("--isa {}: this build of the program leaves it out; {}", name, choice));
+    if (!isa.usable())
+      return input_error(fmt::format("--isa {}: this processor or operating system lacks {}; {}", name, isa.needs, choice));
+    return kernels;
   }
-  return input_error(fmt::format("--isa {}: unknown instruction set; use one of: auto{}", name, usable));
+  return input_error(fmt::format("--isa {}: unknown instruction set; {}", name, choice));
 }
 
 }  // namespace dg

@@ -41,6 +41,11 @@ void MoeBlock::declare(WeightStore& store, const std::string& prefix, const Mode
     store.matrix(&experts[e].gate, name + "gate_proj.weight", config.intermediate, model.hidden, WeightClass::kExpert);
     store.matrix(&experts[e].up, name + "up_proj.weight", config.intermediate, model.hidden, WeightClass::kExpert);
     store.matrix(&experts[e].down, name + "down_proj.weight", model.hidden, config.intermediate, WeightClass::kExpert);
+    // One op reads them all: gate and up with the same activations, every expert through the same kernel.
+    const std::string first = prefix + "experts.0.";
+    store.alike(name + "gate_proj.weight", name + "up_proj.weight", true);
+    store.alike(first + "gate_proj.weight", name + "gate_proj.weight", false);
+    store.alike(first + "down_proj.weight", name + "down_proj.weight", false);
   }
   if (config.shared > 0)
     shared.declare(store, prefix + "shared_experts.", model.hidden, config.shared * config.intermediate, WeightClass::kSharedExpert);

@@ -69,6 +69,9 @@ struct PanelProduct {
   int64_t out_stride;
   const float* bias;  // (rows), optional
   float* scratch;     // kPanelScratchFloats
+  // A row of the result must not depend on how many others there are. Else a family may do better than the int8 codes of large
+  // batches with few tokens and 4-bit weights.
+  bool batch_invariant;
 };
 constexpr int64_t kPanelScratchFloats = (4 * 8192 + 8 * 1024 + 32 * 16 * 1024) / 4 + 64;
 

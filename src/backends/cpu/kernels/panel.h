@@ -124,6 +124,48 @@ void pack_row(const PackRow& a) {
   }
 }
 
+inline void store_streamed(float* to, vf value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
+#else
+  store(to, value);
+#endif
+}
+
+// Where the results of some panels and tokens of a product go.
+struct ProductRows {
+  const PanelProduct* a;
+  int64_t first_panel, token0;
+  bool gated, streamed;
+
+  ProductRows(const PanelProduct& product, int64_t panel, int64_t token, int64_t tokens)
+      : a(&product), first_panel(panel), token0(token), gated(product.gate != nullptr) {
+    // Large results would push the sums and activations out of L2, and are read next long after: they go to memory directly.
+    streamed = tokens >= 128 && product.out_stride % 16 == 0 && reinterpret_cast<uintptr_t>(product.out) % 64 == 0;
+  }
+  float* row(int64_t token) const {
+    const int64_t t = token0 + token;
+    return a->out + (a->out_rows ? a->out_rows[t] : t) * a->out_stride;
+  }
+  // Lanes [part * kLanes, ...) of output panel first_panel + `panel`.
+  void store(float* out_row, int64_t panel, int part, vf value) const {
+    const int64_t column = (first_panel + panel) * kPanelRows + part * kLanes, left = a->rows - column;
+    if (left <= 0) return;
+    float* const to = out_row + column;
+    if (a->bias) value += left >= kLanes ? load(a->bias + column) : load_first(a->bias + column, left);
+    if (left >= kLanes && streamed) store_streamed(to, value);
+    else if (left >= kLanes) dg::DG_ISA_NAMESPACE::store(to, value);
+    else store_first(to, value, left);
+  }
+};
+
+// *sum + a * b, or 0 + a * b. Written so that the compiler fuses it into one rounding wherever it is inlined: a product that the two
+// cases share would be rounded before the addition in some copies and not in others, and rows would depend on the batch.
+inline vf add_product(vf a, vf b, bool first, const float* sum) {
+  const vf before = first ? vf{} : load(sum);
+  return before + a * b;
+}
+
 // Finished integer tiles on their way into the sums: sums (+)= (c - correction) * activation scale * weight scale. The families
 // that overlap it with the next product (AMX) take it in slices; slices are of whole rows, in order.
 struct PendingTiles {
@@ -135,7 +177,9 @@ struct PendingTiles {
   int m, n;
   int64_t rows;  // of all m tiles
   bool first;
-  int64_t next = 0;  // row of (tile i, panel j): (i * n + j) * 16 + row
+  const ProductRows* out = nullptr;  // last block of k: the results go there, not to the sums
+  int64_t panel = 0, token = 0;      // of the first tile, for `out`: of the list of panels, and of the chunk of tokens
+  int64_t next = 0;                  // row of (tile i, panel j): (i * n + j) * 16 + row; for `out` of tile i, n times as many
 
   void add_rows(int64_t i, int64_t j, int64_t begin, int64_t end) const {
     const float* scales = activation[i];
@@ -149,13 +193,40 @@ struct PendingTiles {
         if constexpr (kUnsignedCodes) raw -= corrections[t];
         const vf value = __builtin_convertvector(raw, vf) * scales[t];
         float* sum = to + t * 16 + part * kLanes;
-        store(sum, first ? value * ws : load(sum) + value * ws);
+        store(sum, add_product(value, ws, first, sum));
+      }
+    }
+  }
+  // The n panels of rows [begin, end) of tile i: gate and up stand side by side.
+  void write_rows(int64_t i, int64_t begin, int64_t end) const {
+    const float* scales = activation[i];
+    const auto* corrections = reinterpret_cast<const int32_t*>(scales + 16);
+    for (int64_t t = begin; t < end; t++) {
+      float* const to = out->row(token + i * 16 + t);
+      for (int part = 0; part < kParts; part++) {
+        auto sum_of = [&](int j) {
+          vi raw = reinterpret_cast<vi>(load(reinterpret_cast<const float*>(c + (i * c_stride + j) * 256) + t * 16 + part * kLanes));
+          if constexpr (kUnsignedCodes) raw -= corrections[t];
+          const vf value = __builtin_convertvector(raw, vf) * scales[t], ws = load(weight_scale[j] + part * kLanes);
+          return add_product(value, ws, first, sums + (i * sum_stride + j) * 256 + t * 16 + part * kLanes);
+        };
+        if (out->gated)
+          for (int j = 0; j < n; j += 2) out->store(to, (panel + j) / 2, part, silu_vector(sum_of(j)) * sum_of(j + 1));
+        else
+          for (int j = 0; j < n; j++) out->store(to, panel + j, part, sum_of(j));
       }
     }
   }
   // Up to `count` rows, within one tile.
   void step(int64_t count) {
     if (next >= static_cast<int64_t>(m) * n * 16) return;
+    if (out) {
+      const int64_t i = next / (n * 16), begin = next / n % 16, end = min64(begin + (count + n - 1) / n, 16);
+      const int64_t valid = min64(end, rows - i * 16);
+      if (begin < valid) write_rows(i, begin, valid);
+      next += (end - begin) * n;
+      return;
+    }
     const int64_t tile = next / 16, i = tile / n, begin = next % 16, end = min64(begin + count, 16), valid = min64(16, rows - i * 16);
     if (begin < valid) add_rows(i, tile % n, begin, min64(end, valid));
     next += end - begin;
@@ -171,8 +242,7 @@ inline void add_scaled_tile(const float* c, const float* weight_scale, int64_t r
     const vf ws = load(weight_scale + part * kLanes);
     for (int64_t t = 0; t < rows; t++) {
       float* sum = sums + t * 16 + part * kLanes;
-      const vf value = load(c + t * 16 + part * kLanes);
-      store(sum, first ? value * ws : load(sum) + value * ws);
+      store(sum, add_product(load(c + t * 16 + part * kLanes), ws, first, sum));
     }
   }
 }
@@ -182,6 +252,8 @@ struct PanelList {
   const std::byte* data[kMostPanels];
   int count;
 };
+
+constexpr int64_t kExactRowsSpace = (kProductTokens / kTileTokens - 1) * kMostPanels * 1024;  // sums that a single tile leaves free
 
 struct ProductScratch {
   std::byte* unpacked;  // kUnpackedPanels x 8 KiB of codes ready for the dot
@@ -226,23 +298,32 @@ inline void prefetch_lines(const std::byte* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
+// Returns whether the results are in `out`; else they are in the sums.
 template <PanelKind kKind>
-void multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x, int64_t x_bytes, int64_t tokens,
-                     const ProductScratch& s) {
+bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x, int64_t x_bytes, int64_t tokens, const ProductScratch& s,
+                     const ProductRows& out) {
   const int64_t padded = panel_padded(kKind, a.in), columns = pass_columns(kKind), tiles = (tokens + kTileTokens - 1) / kTileTokens;
   const int64_t scales_at = activation_tile_bytes(kKind, padded);
 #if defined(__AVX512VNNI__)
   if constexpr (kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset) {
+    constexpr bool kOffset = kKind == PanelKind::kInt4Offset;
+    const auto* activation = reinterpret_cast<const float*>(x + scales_at);
+    std::byte* const rows = reinterpret_cast<std::byte*>(s.sums + kMostPanels * 256);  // only one tile has sums
+    if (tokens <= kFewRows && !a.batch_invariant && exact_rows_bytes(padded, tokens) <= kExactRowsSpace) {
+      const ExactRows ordered = order_exact_rows(x, padded, tokens, rows);
+      exact_rows_panels<kOffset>(panels.data, panels.count, ordered, activation, tokens, s.sums);
+      return false;
+    }
     if (tokens <= kFewRows) {
-      for (int p = 0; p < panels.count; p++)
-        few_rows_panel<kKind == PanelKind::kInt4Offset>(panels.data[p], a.in, x, reinterpret_cast<const float*>(x + scales_at), tokens,
-                                                        s.sums + p * 256);
-      return;
+      for (int p = 0; p < panels.count; p++) few_rows_panel<kOffset>(panels.data[p], a.in, x, activation, tokens, s.sums + p * 256);
+      return false;
     }
   }
 #endif
   // One tile of tokens uses what was unpacked once: little at a time, so that it is still in L1 with the packed codes.
   const int at_a_time = tiles == 1 ? kPanelsOfOneTile : kPanelsAtATime, group = tiles == 1 ? kPanelsOfOneTile : kGroupPanels;
+  // Many tokens: the sums of the last block need not go through L2 once more.
+  const bool direct = is_integer(kKind) && tiles > 1 && (!out.gated || kPanelsAtATime % 2 == 0);
   PendingTiles pending;
   int buffer = 0;
   for (int64_t k = 0; k < padded; k += columns) {
@@ -300,6 +381,7 @@ void multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
             pending.finish();
             pending = {
                 .c = c, .sums = sums, .c_stride = at_a_time, .sum_stride = kMostPanels, .m = m, .n = n, .rows = rows, .first = k == 0};
+            if (direct && k + columns >= padded) pending.out = &out, pending.panel = g + p, pending.token = tile * kTileTokens;
             for (int i = 0; i < m; i++)
               pending.activation[i] = reinterpret_cast<const float*>(x + (tile + i) * x_bytes + scales_at) + k / kPanelBlock * 32;
             for (int j = 0; j < n; j++) pending.weight_scale[j] = reinterpret_cast<const float*>(panels.data[g + p + j] + code_bytes);
@@ -310,40 +392,21 @@ void multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
     for (int p = 0; p < panels.count; p++) panels.data[p] += code_bytes + (kKind == PanelKind::kBf16 ? 0 : 64);
   }
   pending.finish();
+  return direct;
 }
 
-inline void store_streamed(float* to, vf value) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(to, reinterpret_cast<__m512>(value));
-#else
-  store(to, value);
-#endif
-}
-
-// Writes the finished sums of `count` output panels from panel `first`.
-void finish_product(const PanelProduct& a, int64_t first, int count, int64_t token0, int64_t tokens, const float* all_sums) {
-  const bool gated = a.gate != nullptr;
-  // Large results would push the sums and activations out of L2, and are read next long after: they go to memory directly.
-  const bool streamed = tokens >= 128 && a.out_stride % 16 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
+// Writes the finished sums of `count` output panels.
+void finish_product(const ProductRows& out, int count, int64_t tokens, const float* all_sums) {
   for (int64_t t = 0; t < tokens; t++) {
-    const int64_t row = token0 + t;
-    float* out_row = a.out + (a.out_rows ? a.out_rows[row] : row) * a.out_stride;
+    float* const row = out.row(t);
     const float* sums = all_sums + (t / kTileTokens * kMostPanels) * 256 + t % kTileTokens * 16;
-    for (int p = 0; p < count; p++) {
-      const int64_t column = (first + p) * kPanelRows, n = min64(kPanelRows, a.rows - column);
-      float* out = out_row + column;
+    for (int p = 0; p < count; p++)
       for (int part = 0; part < kParts; part++) {
-        const int64_t left = n - part * kLanes;
-        if (left <= 0) break;
-        vf value;
-        if (gated) value = silu_vector(load(sums + 2 * p * 256 + part * kLanes)) * load(sums + (2 * p + 1) * 256 + part * kLanes);
-        else value = load(sums + p * 256 + part * kLanes);
-        if (a.bias) value += left >= kLanes ? load(a.bias + column + part * kLanes) : load_first(a.bias + column + part * kLanes, left);
-        if (left >= kLanes && streamed) store_streamed(out + part * kLanes, value);
-        else if (left >= kLanes) store(out + part * kLanes, value);
-        else store_first(out + part * kLanes, value, left);
+        const int lane = part * kLanes;
+        out.store(
+            row, p, part,
+            out.gated ? silu_vector(load(sums + 2 * p * 256 + lane)) * load(sums + (2 * p + 1) * 256 + lane) : load(sums + p * 256 + lane));
       }
-    }
   }
 }
 
@@ -365,8 +428,9 @@ void multiply_panels(const PanelProduct& a, int64_t begin, int64_t end) {
         if (a.gate) panels.data[panels.count++] = a.gate + (first + p) * stride;
         panels.data[panels.count++] = a.w + (first + p) * stride;
       }
-      multiply_blocks<kKind>(a, panels, static_cast<const std::byte*>(a.x) + token0 / kTileTokens * x_bytes, x_bytes, tokens, s);
-      finish_product(a, first, count, token0, tokens, s.sums);
+      const ProductRows out(a, first, token0, tokens);
+      const std::byte* const x = static_cast<const std::byte*>(a.x) + token0 / kTileTokens * x_bytes;
+      if (!multiply_blocks<kKind>(a, panels, x, x_bytes, tokens, s, out)) finish_product(out, count, tokens, s.sums);
     }
   }
 #if defined(__AVX512F__)

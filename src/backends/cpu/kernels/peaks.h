@@ -217,7 +217,7 @@ double peak_bf16(PeakRun& run) {
 }
 
 double peak_read(const PeakRun& run) {
-  typedef int32_t word __attribute__((vector_size(kLanes * 4), may_alias));
+  typedef uint32_t word __attribute__((vector_size(kLanes * 4), may_alias));  // unsigned: the sum wraps
   constexpr int64_t kStep = 8 * kLanes * 4, kAhead = 4096;
   word s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{};
   const std::byte* const end = run.memory + run.bytes / kStep * kStep;
@@ -227,7 +227,7 @@ double peak_read(const PeakRun& run) {
     s0 += w[0], s1 += w[1], s2 += w[2], s3 += w[3], s4 += w[4], s5 += w[5], s6 += w[6], s7 += w[7];
   }
   const word sum = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7));
-  volatile int32_t sink = sum[0];
+  volatile uint32_t sink = sum[0];
   (void)sink;
   return static_cast<double>(end - run.memory);
 }
