@@ -61,11 +61,11 @@ export async function preparePeer(log) {
     const c = compiler.replace(/clang\+\+/, 'clang').replace(/g\+\+/, 'gcc').replace(/^c\+\+$/, 'cc');
     await run(logFile, 'cmake', ['-S', source, '-B', build, '-G', 'Ninja', '-DCMAKE_BUILD_TYPE=Release', '-DGGML_NATIVE=ON',
       '-DBUILD_SHARED_LIBS=OFF',
-      `-DCMAKE_C_COMPILER=${c}`, `-DCMAKE_CXX_COMPILER=${compiler}`,
+      `-DCMAKE_C_COMPILER=${c}`, `-DCMAKE_CXX_COMPILER=${compiler}`, `-DCMAKE_CXX_COMPILER_LAUNCHER=${path.join(here, 'compile.sh')}`,
       // Nothing from the network: no web interface from Hugging Face, no OpenMP from LLVM.
       '-DLLAMA_BUILD_UI=OFF', '-DLLAMA_USE_PREBUILT_UI=OFF', '-DGGML_OPENMP_FETCH=OFF', '-DLLAMA_OPENSSL=OFF', '-DLLAMA_BUILD_TESTS=OFF',
         '-DLLAMA_BUILD_EXAMPLES=OFF',
-      '-DLLAMA_BUILD_APP=OFF', '-DLLAMA_ALL_WARNINGS=OFF']);
+      '-DLLAMA_BUILD_APP=OFF', '-DLLAMA_ALL_WARNINGS=OFF', '-DGGML_CCACHE=OFF']);
     for (const target of targets)
       await run(logFile, 'nice', ['-n', '19', 'cmake', '--build', build, '-j', `${os.availableParallelism()}`, '--target', target]);
     writeFileSync(stamp, JSON.stringify({ version, compiler: execFileSync(compiler, ['--version'], { encoding: 'utf8' }).split('\n')[0] }) +

@@ -262,20 +262,25 @@ struct ProductScratch {
 };
 
 #if defined(__AMX_TILE__)
-// One tile of tokens and 4-bit codes: a chunk of 128 columns is unpacked and used at once,
-// so that 8 KiB of L1 do. The same sums as multiply_blocks forms. Three or four panels.
+// One tile of tokens and 4-bit codes: while the vector units unpack a chunk of 128 columns of a panel, the tile unit multiplies with the
+// chunk before, so 16 KiB of L1 do. The same sums as multiply_blocks forms. Three or four panels.
 template <PanelKind kKind, int N>
 void multiply_one_tile(const PanelList& panels, int first_panel, int64_t k, int64_t width, const std::byte* x, const float* activation,
                        int64_t rows, const ProductScratch& s) {
-  const std::byte *from[N], *b[N];
-  for (int p = 0; p < N; p++) from[p] = panels.data[first_panel + p], b[p] = s.unpacked + p * 2048;
+  const std::byte* from[N];
+  for (int p = 0; p < N; p++) from[p] = panels.data[first_panel + p];
   one_tile_zero<N>();
-  for (int64_t column = 0; column < width; column += kInt4Chunk) {
+  for (int64_t chunk = 0; chunk <= width / kInt4Chunk; chunk++) {
+    std::byte *const to = s.unpacked + (chunk & 1) * 8192, *const ready = s.unpacked + (~chunk & 1) * 8192;
+    if (chunk > 0) load_chunk_rows(x + (chunk - 1) * 2048);
+#pragma GCC unroll 4
     for (int p = 0; p < N; p++) {
-      unpack_codes<kKind>(from[p], kInt4Chunk, s.unpacked + p * 2048);
-      from[p] += panel_code_bytes(kKind, kInt4Chunk);
+      if (chunk < width / kInt4Chunk) {
+        unpack_codes<kKind>(from[p], kInt4Chunk, to + p * 2048);
+        from[p] += panel_code_bytes(kKind, kInt4Chunk);
+      }
+      if (chunk > 0) multiply_chunk(p, ready + p * 2048);
     }
-    one_tile_steps<true, N, false>(x + column / 64 * 1024, b, kInt4Chunk / 64);
   }
   one_tile_store<N>(reinterpret_cast<float*>(s.c));
   PendingTiles done{.c = s.c,
@@ -418,7 +423,7 @@ void multiply_panels(const PanelProduct& a, int64_t begin, int64_t end) {
   s.unpacked = reinterpret_cast<std::byte*>(a.scratch);
   s.c = reinterpret_cast<int32_t*>(s.unpacked + kUnpackedPanels * 8192);
   s.sums = reinterpret_cast<float*>(s.c + 8 * 256);
-  DotScope scope(min64(a.tokens, kTileTokens));
+  DotScope scope(min64(a.tokens, kTileTokens), kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset);
   for (int64_t token0 = 0; token0 < a.tokens; token0 += kProductTokens) {
     const int64_t tokens = min64(kProductTokens, a.tokens - token0);
     for (int64_t first = begin; first < end; first += per_pass) {

@@ -1,6 +1,6 @@
 // Tile products with AMX: two tiles of tokens times two panels, so that four loads feed four products of 16 x 16 x 64 bytes, or
 // one tile of tokens times four panels: a product waits some 50 cycles for the one before it on the same C.
-// Tiles 0-3 are C; 4-5 are A and 6-7 B, or 4 is A and 5-7 are B.
+// Tiles 0-3 are C; 4-5 are A and 6-7 B, or 4 is A and 5-7 are B (one tile of tokens, but not with 4-bit codes).
 #pragma once
 #include "backends/cpu/kernels/amx.h"
 #include "backends/cpu/kernels/panel_unpack_avx512.h"
@@ -16,9 +16,9 @@ constexpr int kTilesAtATime = 2, kPanelsAtATime = 2, kPanelsOfOneTile = 4;
 // With fewer than 16 tokens the tiles of A and C have that many rows: a product takes a cycle per row.
 class DotScope {
  public:
-  explicit DotScope(int64_t rows) {
+  DotScope(int64_t rows, bool four_bits) {
     TileConfig config;
-    for (int t = 0; t < 5; t++) config.rows[t] = static_cast<uint8_t>(rows);  // with one tile of tokens 5 is B
+    for (int t = 0; t < (four_bits ? 6 : 5); t++) config.rows[t] = static_cast<uint8_t>(rows);
     asm volatile("ldtilecfg (%0)" ::"r"(&config) : "memory");
   }
   ~DotScope() { asm volatile("tilerelease" ::: "memory"); }
@@ -134,6 +134,34 @@ inline void one_tile_steps(const std::byte* x, const std::byte* const* b, int64_
     }
   }
 }
+// A chunk of 128 columns of 4-bit codes: the rows of activations, then each panel p.
+inline void load_chunk_rows(const std::byte* x) {
+  DG_TILE_LOAD(4, x, 64);
+  DG_TILE_LOAD(5, x + 1024, 64);
+}
+inline void multiply_chunk(int p, const std::byte* b) {
+  DG_TILE_LOAD(6, b, 64);
+  DG_TILE_LOAD(7, b + 1024, 64);
+  switch (p) {
+    case 0:
+      DG_TILE_DOT_INT8(0, 4, 6);
+      DG_TILE_DOT_INT8(0, 5, 7);
+      break;
+    case 1:
+      DG_TILE_DOT_INT8(1, 4, 6);
+      DG_TILE_DOT_INT8(1, 5, 7);
+      break;
+    case 2:
+      DG_TILE_DOT_INT8(2, 4, 6);
+      DG_TILE_DOT_INT8(2, 5, 7);
+      break;
+    default:
+      DG_TILE_DOT_INT8(3, 4, 6);
+      DG_TILE_DOT_INT8(3, 5, 7);
+      break;
+  }
+}
+
 template <bool kInteger, int N, bool kPrefetch>
 inline void dot_one_tile(const std::byte* x, const std::byte* const* b, int64_t steps, bool accumulate, float* c) {
   if (accumulate) one_tile_load<N>(c);

@@ -12,7 +12,7 @@ typedef float PanelFloat;
 
 // Set-up around the products of one call, with the tokens of a tile: none.
 struct DotScope {
-  explicit DotScope(int64_t) {}
+  DotScope(int64_t, bool) {}
 };
 
 // f32 activations: per 16 columns, 16 tokens x 16 columns.
