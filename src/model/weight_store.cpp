@@ -39,6 +39,10 @@ std::string WeightStore::where(const TensorInfo& info) const {
   return fmt::format("{}: tensor {}", index_->file(info.file).path(), info.name);
 }
 
+std::string WeightStore::where(const Item& item) const {
+  return item.source ? where(*item.source->tensors()[0]) : fmt::format("tensor {}", item.name);
+}
+
 void WeightStore::fail(Error error) {
   if (!error_) error_ = std::make_unique<Error>(std::move(error));
 }
@@ -121,7 +125,7 @@ void WeightStore::alike(const std::string& first, const std::string& second, boo
   const Item &x = items_[a->second], &y = items_[b->second];
   if (x.format != y.format || x.keeps_columns != y.keeps_columns)
     return fail(input_error(fmt::format(
-        "{}: weight format {}{} differs from that of {}: {}{}; the experts of a layer need one: convert with --quantization", second,
+        "{}: weight format {}{} differs from that of {}: {}{}; the experts of a layer need one: convert with --quantization", where(y),
         y.format->name, y.keeps_columns ? " in act order" : "", first, x.format->name, x.keeps_columns ? " in act order" : "")));
   if (columns && x.keeps_columns) same_columns_.emplace_back(a->second, b->second);
 }
@@ -131,8 +135,8 @@ Result<void> WeightStore::check_columns() const {
     const Item &x = items_[a], &y = items_[b];
     if (std::memcmp(place(x.columns_offset), place(y.columns_offset), static_cast<size_t>(x.columns_bytes())) != 0)
       return input_error(fmt::format(
-          "{}: its columns are in another act order than those of {}; the experts of a layer need one: convert with --quantization", y.name,
-          x.name));
+          "{}: its columns are in another act order than those of {}; the experts of a layer need one: convert with --quantization",
+          where(y), x.name));
   }
   return {};
 }

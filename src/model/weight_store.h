@@ -116,6 +116,7 @@ class WeightStore {
   Result<void> load_columns(const Item& item) const;
   std::byte* place(int64_t offset) const { return static_cast<std::byte*>(memory_->data()) + offset; }
   std::string where(const TensorInfo& info) const;
+  std::string where(const Item& item) const;
   bool belongs(const TensorInfo& info) const;
   bool is_zero_bias(const TensorInfo& info) const;
 

@@ -347,9 +347,10 @@ TEST_F(WeightStoreTest, MatricesOfOneOpMustBeAlike) {
     Result<void> status = store.status();
     return status.ok() ? std::string() : status.error().message;
   };
-  EXPECT_EQ(declare({}),
-            "b.weight: weight format fp8_block differs from that of a.weight: bf16; the experts of a layer need one: convert with "
-            "--quantization");
+  EXPECT_EQ(declare({}), directory_ +
+                             "/model.safetensors: tensor b.weight: weight format fp8_block differs from that of a.weight: bf16; the "
+                             "experts of a layer need one: convert with "
+                             "--quantization");
   EXPECT_EQ(declare({.linear = &kInt8Channel}), "");
 }
 

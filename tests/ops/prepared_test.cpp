@@ -161,7 +161,7 @@ TEST_P(PreparedTest, LinearMultipliesWhatThePanelsHold) {
 
 // Few rows of 4-bit weights where batches need not agree: the codes and multipliers that the panel holds, not rounded to int8.
 TEST_P(PreparedTest, FewRowsMultiplyTheCodesThemselves) {
-  if (kind() != PanelKind::kInt4 && kind() != PanelKind::kInt4Offset) return;
+  if (kind() != PanelKind::kInt4 && kind() != PanelKind::kInt4Offset) return;  // no other kind has such a path
   DG_TRACE_SEED();
   Random random(20);
   auto made = make_cpu_backend({.threads = 2, .isa = isa(), .pin = false, .batch_invariant = false});

@@ -11,7 +11,7 @@ namespace dg {
 
 struct CpuOptions {
   int threads = 0;           // 0: the physical cores this process may use
-  std::string isa = "auto";  // x86: generic, avx2, avx512; aarch64: generic, dotprod; riscv64: generic
+  std::string isa = "auto";  // or one of usable_cpu_isas()
   bool pin = true;           // bind workers to cores
   // A row of a product depends on its own input row alone, bit for bit. Else 4-bit weights times at most 4 rows are not rounded to the
   // int8 codes of large batches: 1.5 times faster on AVX-512 VNNI, and closer to the weights.
