@@ -5,6 +5,7 @@
 // waits. Scratch an op needs comes from the arena passed with it. Fused ops (* in ops.h) have a default body made of
 // primitives, so a new backend starts correct and becomes fast one override at a time.
 #pragma once
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -34,8 +35,21 @@ class Backend {
 
   // Zeroed memory of at least `bytes`, 64-byte aligned, huge pages where it pays. The error names bytes and purpose.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) = 0;
-  // False when tensors must not be read or written by the host (dry run: addresses only).
+  // Host memory that upload() and download() are fast with (pinned); same errors.
+  virtual Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
+  // False when tensors must not be read or written by anyone (dry run: addresses only).
   virtual bool executes() const { return true; }
+  // Whether host code may read and write memory of allocate(), after synchronise(). Else only these three do:
+  virtual bool host_memory() const { return true; }
+  // Behind the ops issued so far and before later ones; `from` may change when it returns.
+  virtual void upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+  // Waits for the ops issued so far.
+  virtual void download(void* to, const void* from, size_t bytes) {
+    synchronise();
+    std::memcpy(to, from, bytes);
+  }
+  // Complete when it returns and in no order with ops: for loading. Any thread, several at a time.
+  virtual void write(void* to, const void* from, size_t bytes) const { std::memcpy(to, from, bytes); }
   // Whether `linear`, `linear_glu`, `moe_experts` and `mla_attention` take weights of this format.
   virtual bool supports(const Format& format) const = 0;
   // Repacking at load. A backend that wants the weights of `linear`, `linear_glu` and `moe_experts` in a layout of its own

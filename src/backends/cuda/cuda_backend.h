@@ -1,0 +1,108 @@
+// CudaBackend: the op vocabulary on one NVIDIA GPU. An op checks its shapes on the host, fills a plain argument struct and launches
+// kernels (kernels/*.cu) on the backend's stream; nothing waits for the device except synchronise() and download().
+//
+// Memory is the GPU's own (cudaMalloc), or, with BackendOptions::mapped, pinned host memory that the GPU reads over PCIe: slow, but
+// tests and `checked` can then run host code on the same tensors.
+//
+// Scratch: what depends on the batch comes from the op's arena where it has one; everything else from workspace(), blocks that grow
+// at the first op that needs more (never while a graph is captured) and then stay. Engine thread only, but for prepare() and write().
+#pragma once
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "device/backend.h"
+#include "device/plugin.h"
+
+namespace dg::cuda {
+
+// Ends the process with a message: used where a failure is a bug or a broken device, never for what a user typed.
+void check(cudaError_t status, const char* what);
+#define DG_CUDA(call) ::dg::cuda::check((call), #call)
+
+enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCount };
+
+// The step's sequences on the device, as the attention kernels take them.
+struct DeviceSequences {
+  const int32_t* q_begin = nullptr;  // (count)
+  const int32_t* q_len = nullptr;
+  const int32_t* kv_len = nullptr;
+  const int32_t* decode = nullptr;      // 0 or 1
+  const int32_t* first_block = nullptr;  // (count) index into `blocks` of the sequence's first block
+  const int32_t* blocks = nullptr;
+  const int32_t* row_sequence = nullptr;  // (tokens) sequence of each query row
+  int count = 0, tokens = 0;
+  int longest_q = 0;    // host figures of the same step; with graphs upper bounds
+  int longest_kv = 0;
+  int decode_count = 0;  // sequences with decode != 0
+};
+
+class CudaBackend : public Backend {
+ public:
+  static Result<std::unique_ptr<Backend>> create(const BackendOptions& options);
+  ~CudaBackend() override;
+
+  const char* name() const override { return "cuda"; }
+  std::string description() const override;
+  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
+  Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override;
+  bool host_memory() const override { return mapped_; }
+  void upload(void* to, const void* from, size_t bytes) override;
+  void download(void* to, const void* from, size_t bytes) override;
+  void write(void* to, const void* from, size_t bytes) const override;
+  void synchronise() override;
+
+  // Products: product.cpp.
+  bool supports(const Format& format) const override;
+  int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override;
+  void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override;
+  void embed(const Embed& op) override;
+  void linear(const Linear& op) override;
+  void linear_glu(const LinearGlu& op) override;
+  // moe.cpp
+  void moe_route(const MoeRoute& op) override;
+  void moe_experts(const MoeExperts& op) override;
+  // rows.cpp
+  void rms_norm(const RmsNorm& op) override;
+  void add_rms_norm(const AddRmsNorm& op) override;
+  void rope(const Rope& op) override;
+  void head_norm_rope(const HeadNormRope& op) override;
+  void act_mul(const ActMul& op) override;
+  void add(const Add& op) override;
+  void gather_rows(const GatherRows& op) override;
+  void fill(const Fill& op) override;
+  void copy(const Copy& op) override;
+  void kv_write(const KvWrite& op) override;
+  // attention.cpp
+  void attention(const Attention& op) override;
+  void mla_attention(const MlaAttention& op) override;
+
+ private:
+  CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties);
+  // A block of at least `bytes`, 256-byte aligned; its content is that of the last use.
+  void* workspace(Workspace which, size_t bytes);
+  // The sequences of an op on the device: uploaded when they differ from those of the op before.
+  const DeviceSequences& sequences(std::span<const SequenceSlice> slices, int64_t block_tokens);
+  int multiprocessors() const { return properties_.multiProcessorCount; }
+
+  struct Products;  // cuBLASLt handle and chosen algorithms: product.cpp
+  struct Staging;   // pinned ring for upload(): cuda_memory.cpp
+
+  const int device_;
+  const bool mapped_;
+  const cudaDeviceProp properties_;
+  cudaStream_t stream_ = nullptr;
+  struct Block {
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+  Block workspaces_[static_cast<size_t>(Workspace::kCount)];
+  std::unique_ptr<Products> products_;
+  std::unique_ptr<Staging> staging_;
+  DeviceSequences sequences_;
+  std::vector<int32_t> sequence_words_, uploaded_words_;
+};
+
+}  // namespace dg::cuda
