@@ -1,7 +1,7 @@
-// bench_model: what a model does on the CPU without server, sampler and tokenizer: prefill of N tokens, and decode of B streams at a
+// bench_model: what a model does without server, sampler and tokenizer: prefill of N tokens, and decode of B streams at a
 // context of C tokens. Every stream gets random tokens of its own, in each step, so that experts are chosen as by different users.
 //
-//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--threads N] [--isa I] [--prefill N]... [--decode BxC]... [--tokens N]
+//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill N]... [--decode BxC]... [--tokens N]
 //               [--chunk N] [--rounds N] [--json]
 //   bench_model MODEL --interactive ...   reads `prefill N` and `decode BxC [TOKENS]` from standard input, one line each, and answers each
 //                                         with one JSON line: what bench/peers interleaves with another program
@@ -76,6 +76,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     const std::string name = argv[i];
     if (name == "--json") out.json = true;
     else if (name == "--interactive") out.interactive = true;
+    else if (name == "--dummy") out.open.dummy_weights = true;
     else if (!name.starts_with("--") && out.model.empty()) out.model = name;
     else if (i + 1 == argc) return input_error(fmt::format("{}: expected a value behind it, or it is unknown", name));
     else {
@@ -83,6 +84,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
       if (name == "--format") out.open.quantization = value;
       else if (name == "--kv-cache-dtype") out.open.kv_cache_dtype = value;
       else if (name == "--isa") out.open.isa = value;
+      else if (name == "--backend") out.open.backend = value;
       else if (name == "--threads") {
         DG_ASSIGN(const int64_t threads, parse_count(name, value, 1024));
         out.open.threads = static_cast<int>(threads);
@@ -123,6 +125,7 @@ class Bench {
       int64_t& tokens = w.decode ? decode_tokens : prefill_tokens;
       tokens = std::max(tokens, w.streams * (w.context + steps(arguments, w) + open.block_tokens));
     }
+    if (decode_tokens > 0 && prefill_tokens > 0) open.max_sequences++;  // the streams of a decode stay while a prefill runs
     open.max_model_len = bench->longest_;
     // Only as much cache as that work needs, not max_sequences times the longest context: its bytes are found on the dry backend.
     DG_ASSIGN(open.kv_bytes, cache_bytes(arguments, decode_tokens + prefill_tokens + open.block_tokens));

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "device/plugin.h"
+#include "model/weight_source.h"
 #include "plan/sizing.h"
 #include "quant/bf16.h"
 #include "quant/f16.h"
@@ -152,10 +153,13 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   DG_ASSIGN(Dtype kv_dtype, kv_cache_dtype(options));
   DG_ASSIGN(opened->config, read_model_config(path));
   DG_ASSIGN(opened->generation, read_generation_config(path));
-  DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
-  opened->index = std::make_unique<TensorIndex>(std::move(index));
+  if (!options.dummy_weights) {
+    DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
+    opened->index = std::make_unique<TensorIndex>(std::move(index));
+  }
   DG_ASSIGN(opened->backend, make_backend(options, &opened->checked, &opened->profile));
-  opened->store = std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy);
+  opened->store = std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy,
+                                                &assumed_format(opened->config.quantization));
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
   if (options.load_text) {  // before the weights: a broken tokenizer is found at once
     DG_ASSIGN(opened->tokenizer, load_model_tokenizer(path));
@@ -171,9 +175,10 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     if (std::find(opened->eos.begin(), opened->eos.end(), id) == opened->eos.end()) opened->eos.push_back(static_cast<int32_t>(id));
 
   auto start = std::chrono::steady_clock::now();
-  DG_TRY(opened->store->load({.threads = options.threads,
-                              .progress = options.progress,
-                              .placement = LoadPlacement(Topology::load(), opened->backend->host_workers())}));
+  const LoadOptions load{.threads = options.threads,
+                         .progress = options.progress,
+                         .placement = LoadPlacement(Topology::load(), opened->backend->host_workers())};
+  DG_TRY(options.dummy_weights ? opened->store->load_dummy(load) : opened->store->load(load));
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   int64_t longest = opened->config.max_position;

@@ -22,6 +22,7 @@ struct OpenOptions {
   int gpu = 0;
   std::string isa = "auto";
   int threads = 0;             // 0: all physical cores allowed
+  bool dummy_weights = false;  // random ones, from config.json alone (--load-format dummy)
   std::string dtype = "auto";  // auto: as published, bf16 cache | float32 | bfloat16 | float16
   std::string quantization;    // format name for the linear layers; empty: as published
   std::string kv_cache_dtype = "auto";

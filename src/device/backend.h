@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "base/result.h"
@@ -61,6 +62,12 @@ class Backend {
   virtual void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const;
   // Waits for all ops issued so far.
   virtual void synchronise() {}
+  // Steps of one shape can be issued once and replayed (CUDA graphs): begin_step() with the step's sequences and an upper bound of
+  // their kv_len, then replay() of ops that depend on nothing of the host but those sequences. `key` names shape and bound;
+  // `issue` is called the first times and later not at all.
+  virtual bool replays() const { return false; }
+  virtual void begin_step(std::span<const SequenceSlice>, int64_t /*block_tokens*/, int64_t /*longest_kv*/) {}
+  virtual void replay(uint64_t /*key*/, const std::function<void()>& issue) { issue(); }
   // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the
   // threads that the backend has anyway. fn must not throw or call the backend.
   virtual void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) {

@@ -11,7 +11,10 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   model.register_cache(layout);
   int64_t blocks = (options.kv_tokens + options.block_tokens - 1) / options.block_tokens;
   DG_ASSIGN(executor->kv_,
-            KvPool::create(backend, layout, {.dtype = options.kv_dtype, .block_tokens = options.block_tokens, .blocks = blocks}));
+            KvPool::create(backend, layout, {.dtype = options.kv_dtype, .block_tokens = options.block_tokens,
+                                     .blocks = blocks,
+                                     .padding_block = backend.replays()}));
+  executor->padding_block_ = static_cast<int32_t>(blocks);
   DG_ASSIGN(executor->arena_memory_, backend.allocate(options.arena_bytes, "activations"));
   executor->arena_ = Arena(executor->arena_memory_->data(), options.arena_bytes);
   int64_t n = options.max_step_tokens;
@@ -82,6 +85,8 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   }
   CHECK(rows <= options_.max_logit_rows && static_cast<int64_t>(sequences.size()) <= options_.max_step_sequences);
 
+  const uint64_t key = mtp_hidden ? 0 : pad_for_replay(sequences, &tokens, &rows);
+
   // The MTP pass reads `hidden` of the previous pass, which lives at the start of the arena: keep it there.
   if (!mtp_hidden) arena_.release(0);
   Ctx ctx{backend_, arena_, *kv_, observe_};
@@ -89,7 +94,16 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   backend_.upload(base, indices_.data(), static_cast<size_t>(3 * tokens + rows) * sizeof(int32_t));
   auto indices = [&](int64_t begin, int64_t n) { return Tensor::of(base + begin, Dtype::kI32, {n}); };
   Batch batch{indices(0, tokens), indices(tokens, tokens), indices(2 * tokens, tokens), slices_, indices(3 * tokens, rows)};
-  ForwardResult out = mtp_hidden ? model_.mtp_forward(ctx, batch, *mtp_hidden) : model_.forward(ctx, batch);
+  ForwardResult out;
+  if (key != 0) {
+    backend_.begin_step(slices_, options_.block_tokens, static_cast<int64_t>(key >> 32));
+    backend_.replay(key, [&] { replayed_[key] = model_.forward(ctx, batch); });
+    out = replayed_[key];
+    rows = static_cast<int64_t>(sequences.size());
+    out.logits = out.logits.slice(0, 0, rows);
+  } else {
+    out = mtp_hidden ? model_.mtp_forward(ctx, batch, *mtp_hidden) : model_.forward(ctx, batch);
+  }
   result.hidden = out.hidden;
   result.logits = out.logits;
   if (backend_.host_memory()) {
@@ -100,6 +114,34 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
     backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
   }
   return result;
+}
+
+// Decode rows of sequences one token further each: their number is rounded up to one of a few, and the longest context to a power of
+// two, so that few graphs serve all steps. Rows that fill up read and write the padding block.
+uint64_t Executor::pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows) {
+  if (!backend_.replays() || observe_) return 0;
+  const int64_t most = std::min({options_.max_step_sequences, options_.max_logit_rows, options_.max_step_tokens});
+  auto count = static_cast<int64_t>(sequences.size());
+  int64_t longest = 1024;
+  for (const StepSequence& s : sequences) {
+    if (!s.decode || s.ids.size() != 1 || s.logits != LogitsWanted::kLast) return 0;
+    while (longest <= s.first_position) longest *= 2;
+  }
+  int64_t size = count <= 2 ? count : count <= 4 ? 4 : count <= 32 ? (count + 7) / 8 * 8 : (count + 31) / 32 * 32;
+  size = std::min(size, most);
+  if (size < count) return 0;
+  // Indices lie behind each other without gaps: move them apart first.
+  int32_t* at = indices_.data();
+  for (int part = 3; part > 0; part--) std::copy_backward(at + part * count, at + (part + 1) * count, at + part * size + count);
+  for (int64_t i = count; i < size; i++) {
+    at[i] = 0;
+    at[size + i] = 0;
+    at[2 * size + i] = padding_block_ * options_.block_tokens;
+    at[3 * size + i] = static_cast<int32_t>(i);
+    slices_.push_back({.q_begin = static_cast<int>(i), .q_len = 1, .kv_len = 1, .blocks = &padding_block_, .decode = true});
+  }
+  *tokens = *rows = size;
+  return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size);
 }
 
 Tensor Executor::read_hidden(const StepResult& result, int64_t first, int64_t count) {

@@ -3,6 +3,7 @@
 #pragma once
 #include <memory>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "base/result.h"
@@ -67,6 +68,8 @@ class Executor {
  private:
   Executor(Backend& backend, Model& model, const ExecutorOptions& options) : backend_(backend), model_(model), options_(options) {}
   Result<StepResult> run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden);
+  // Fills a step of decode rows up to a size that is replayed; 0: this step is issued op by op.
+  uint64_t pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows);
 
   Backend& backend_;
   Model& model_;
@@ -79,6 +82,8 @@ class Executor {
   std::vector<int32_t> indices_;  // ids, positions, slots and logit rows of a step, in this order without gaps
   Tensor carry_;                                 // (max_step_sequences, hidden) between passes of the MTP module
   std::vector<SequenceSlice> slices_;
+  int32_t padding_block_ = 0;
+  std::unordered_map<uint64_t, ForwardResult> replayed_;  // where a step's results lie, by key
   std::function<void(int, Tensor)> observe_;
 };
 

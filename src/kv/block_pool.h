@@ -34,6 +34,7 @@ struct KvPoolOptions {
   Dtype dtype = Dtype::kBf16;  // f32 | bf16 | f16 | fp8 (E4M3) | int8
   int block_tokens = 16;
   int64_t blocks = 0;
+  bool padding_block = false;  // one block more, with id `blocks`, that no sequence ever gets: rows that fill up a batch write there
 };
 
 class KvPool {

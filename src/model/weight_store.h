@@ -97,6 +97,8 @@ class WeightStore {
 
   // Allocates and reads. The error names file and tensor.
   Result<void> load(const LoadOptions& options);
+  // Allocates and makes random weights, where no index was given.
+  Result<void> load_dummy(const LoadOptions& options);
   // Gives every declared view an address without reading anything (dry runs).
   Result<void> bind_dry();
 

@@ -28,6 +28,7 @@ std::vector<std::string> tested_isas() {
 Backend& cpu(const std::string& isa, int threads) {
   if (accelerator()) {
     static std::unique_ptr<Backend> backend = [] {
+      ::setenv("CUDA_LAUNCH_BLOCKING", "1", 1);  // tests read results at once
       auto made = load_backend(std::getenv("DG_TEST_BACKEND"), {.mapped = true, .threads = 2});
       CHECK(made.ok()) << made.error().message;
       share_heap_with_device();

@@ -73,6 +73,8 @@ CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
   products_.reset();
   staging_.reset();
+  for (auto& [key, graph] : graphs_)
+    if (graph.exec) cudaGraphExecDestroy(graph.exec);
   for (Block& block : workspaces_) cudaFree(block.data);
   cudaStreamDestroy(stream_);
 }
@@ -117,10 +119,41 @@ void CudaBackend::synchronise() {
   DG_CUDA(cudaGetLastError());
 }
 
+void CudaBackend::begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) {
+  sequences(slices, block_tokens);
+  step_begun_ = true;
+  step_longest_kv_ = static_cast<int>(longest_kv);
+  sequences_.longest_kv = step_longest_kv_;
+}
+
+// The first run grows workspaces and chooses algorithms, the second is captured, later ones replay the graph.
+void CudaBackend::replay(uint64_t key, const std::function<void()>& issue) {
+  Graph& graph = graphs_[key];
+  if (!graph.exec) {
+    if (graph.runs++ == 0) {
+      issue();
+      step_begun_ = false;
+      return;
+    }
+    cudaGraph_t captured = nullptr;
+    DG_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    issue();
+    DG_CUDA(cudaStreamEndCapture(stream_, &captured));
+    DG_CUDA(cudaGraphInstantiate(&graph.exec, captured, 0));
+    DG_CUDA(cudaGraphDestroy(captured));
+  }
+  DG_CUDA(cudaGraphLaunch(graph.exec, stream_));
+  step_begun_ = false;
+}
+
 void* CudaBackend::workspace(Workspace which, size_t bytes) {
   Block& block = workspaces_[static_cast<size_t>(which)];
   if (bytes > block.bytes) {
     DG_CUDA(cudaStreamSynchronize(stream_));
+    for (auto& [key, graph] : graphs_) {  // they hold the old address
+      if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
+      graph = {};
+    }
     if (block.data) DG_CUDA(cudaFree(block.data));
     block.bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
     DG_CUDA(cudaMalloc(&block.data, block.bytes));

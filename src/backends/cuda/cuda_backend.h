@@ -11,6 +11,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -54,6 +55,9 @@ class CudaBackend : public Backend {
   void download(void* to, const void* from, size_t bytes) override;
   void write(void* to, const void* from, size_t bytes) const override;
   void synchronise() override;
+  bool replays() const override { return !mapped_; }
+  void begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) override;
+  void replay(uint64_t key, const std::function<void()>& issue) override;
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override {
     pool_.parallel_for(n, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; i++) fn(i, worker);
@@ -110,6 +114,14 @@ class CudaBackend : public Backend {
   std::shared_ptr<Products> products_;
   std::unique_ptr<Staging> staging_;
   DeviceSequences sequences_;
+  // Between begin_step() and the end of replay(): attention takes sequences_ as they are, with this bound of the contexts.
+  bool step_begun_ = false;
+  int step_longest_kv_ = 0;
+  struct Graph {
+    int runs = 0;
+    cudaGraphExec_t exec = nullptr;
+  };
+  std::unordered_map<uint64_t, Graph> graphs_;
   std::vector<int32_t> sequence_words_, uploaded_words_;
 };
 

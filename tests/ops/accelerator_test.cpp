@@ -1,0 +1,160 @@
+// Prepared weights on an accelerator (DG_TEST_BACKEND=cuda): every format and the batch sizes at which kernels change, against the
+// reference with the published weights. Without the variable there is nothing to test here: the CPU's are in prepared_test.cpp.
+#include <cmath>
+
+#include "device/scratch.h"
+#include "ops_table.h"
+
+namespace dg::ops_table {
+namespace {
+
+struct Resident {
+  Resident(Backend& backend, const Weight& from)
+      : memory(static_cast<size_t>(backend.prepared_bytes(*from.format, from.out, from.in)) + 256), weight(from) {
+    if (backend.prepared_bytes(*from.format, from.out, from.in) == 0) return;  // used as published
+    auto* to = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
+    for (int64_t first = 0; first < from.out; first += Backend::kPrepareRows) {
+      Weight rows = from;
+      rows.out = std::min(Backend::kPrepareRows, from.out - first);
+      rows.data += from.format->data_bytes(first, from.in);
+      if (from.format->scale_type != ScaleType::kNone) rows.scales += from.format->scale_bytes(first, from.in);
+      backend.prepare(rows, first, from.out, to);
+    }
+    weight.data = to;
+    weight.scales = nullptr;
+    weight.prepared = true;
+  }
+  Resident(const Resident&) = delete;
+  Resident(Resident&&) = default;
+  std::vector<std::byte> memory;
+  Weight weight;
+};
+
+class AcceleratorTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  static Backend& tested() { return cpu(tested_isas().front()); }
+  const Format& format() const { return *find_format(GetParam()); }
+  // Both operands rounded to bf16: eight standard deviations of a sum of independent errors, and as many roundings of f32 sums.
+  double tolerance(int64_t in, double w_norm, double x_norm) const {
+    const double length = std::sqrt(static_cast<double>(in));
+    const double rounding = GetParam() == "f32" ? 0 : 12 * kBf16Eps / length;
+    return (rounding + 8 * kEps * length) * w_norm * x_norm + 1e-30;
+  }
+};
+
+struct Shape {
+  int64_t in, out;
+};
+constexpr Shape kShapes[] = {{32, 16}, {64, 1}, {96, 40}, {130, 65}, {512, 80}, {640, 272}, {1536, 129}, {4096, 33}};
+
+TEST_P(AcceleratorTest, Linear) {
+  DG_TRACE_SEED();
+  Random random(41);
+  for (Shape shape : kShapes) {
+    RandomWeight w(format(), shape.out, shape.in, random);
+    Resident resident(tested(), w.weight);
+    for (int64_t tokens : {1, 2, 5, 8, 9, 16, 17, 31, 64, 65, 130, 300}) {
+      Buffer x({tokens, shape.in}, 4), bias({1, shape.out}), expected({tokens, shape.out}), actual({tokens, shape.out}, 12);
+      x.randomise(random);
+      bias.randomise(random, 0.1f);
+      const Tensor bias_view = tokens % 2 ? Tensor::of(bias.view.data, Dtype::kF32, {shape.out}) : Tensor{};
+      reference().linear({.out = expected.view, .x = x.view, .weight = w.weight, .bias = bias_view});
+      tested().linear({.out = actual.view, .x = x.view, .weight = resident.weight, .bias = bias_view});
+      for (int64_t o = 0; o < shape.out; o++) {
+        const double w_norm = w.row_norm(o);
+        for (int64_t t = 0; t < tokens; t++)
+          ASSERT_NEAR(actual.at(t, o), expected.at(t, o), tolerance(shape.in, w_norm, x.row_norm(t)) + 1e-6)
+              << "in " << shape.in << " out " << shape.out << " tokens " << tokens << " at " << t << ", " << o;
+      }
+      actual.expect_gaps_untouched();
+    }
+  }
+}
+
+TEST_P(AcceleratorTest, LinearGlu) {
+  DG_TRACE_SEED();
+  Random random(42);
+  for (Shape shape : {Shape{64, 17}, Shape{512, 80}, Shape{1536, 129}})
+    for (int64_t tokens : {1, 4, 33, 64, 100}) {
+      RandomWeight gate(format(), shape.out, shape.in, random), up(format(), shape.out, shape.in, random);
+      Resident g(tested(), gate.weight), u(tested(), up.weight);
+      Buffer x({tokens, shape.in}), expected({tokens, shape.out}), actual({tokens, shape.out}, 5);
+      x.randomise(random);
+      LinearGlu op{.out = expected.view, .x = x.view, .gate = gate.weight, .up = up.weight, .scratch = nullptr};
+      Scratch scratch(linear_glu_scratch_bytes(op));
+      op.scratch = &scratch.arena;
+      reference().linear_glu(op);
+      op.out = actual.view, op.gate = g.weight, op.up = u.weight;
+      tested().linear_glu(op);
+      for (int64_t t = 0; t < tokens; t++)
+        for (int64_t o = 0; o < shape.out; o++) {
+          const double dg = tolerance(shape.in, gate.row_norm(o), x.row_norm(t)), du = tolerance(shape.in, up.row_norm(o), x.row_norm(t));
+          // |gate|, |up| are below four standard deviations of about 1.
+          const double size = 4 * x.row_norm(t) / std::sqrt(static_cast<double>(shape.in));
+          ASSERT_NEAR(actual.at(t, o), expected.at(t, o), 1.1 * size * (dg + du) + 32 * kEps * size * size) << tokens << " tokens, " << o;
+        }
+      actual.expect_gaps_untouched();
+    }
+}
+
+TEST_P(AcceleratorTest, MoeExperts) {
+  DG_TRACE_SEED();
+  Random random(43);
+  constexpr int64_t kTopK = 3, kDim = 256, kInner = 96;
+  constexpr int kExperts = 12, kFirst = 2, kLocal = 8;
+  std::vector<RandomWeight> published;
+  std::vector<Resident> resident;
+  published.reserve(kLocal * 3), resident.reserve(kLocal * 3);
+  std::vector<Expert> wanted, experts;
+  for (int e = 0; e < kLocal; e++) {
+    for (auto [out, in] : {std::pair{kInner, kDim}, {kInner, kDim}, {kDim, kInner}}) {
+      published.emplace_back(format(), out, in, random);
+      resident.emplace_back(tested(), published.back().weight);
+    }
+    const size_t last = published.size();
+    wanted.push_back({published[last - 3].weight, published[last - 2].weight, published[last - 1].weight});
+    experts.push_back({resident[last - 3].weight, resident[last - 2].weight, resident[last - 1].weight});
+  }
+  for (int64_t tokens : {1, 2, 7, 64, 500}) {
+    Buffer x({tokens, kDim}), before({tokens, kDim}), weights({tokens, kTopK});
+    x.randomise(random), before.randomise(random), weights.randomise(random);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < tokens; t++) {
+      const int base = random.below(kExperts);
+      for (int k = 0; k < kTopK; k++) ids.push_back((base + 5 * k) % kExperts);
+    }
+    Buffer expected = before, actual = before;
+    MoeExperts op{.out = expected.view,
+                  .x = x.view,
+                  .ids = Tensor::of(ids.data(), Dtype::kI32, {tokens, kTopK}),
+                  .weights = weights.view,
+                  .experts = wanted,
+                  .first = kFirst,
+                  .scratch = nullptr};
+    Scratch scratch(moe_experts_scratch_bytes(op));
+    op.scratch = &scratch.arena;
+    reference().moe_experts(op);
+    op.out = actual.view, op.experts = experts;
+    tested().moe_experts(op);
+    double error = 0, size = 0;
+    for (int64_t t = 0; t < tokens; t++)
+      for (int64_t i = 0; i < kDim; i++) {
+        const double d = double{actual.at(t, i)} - expected.at(t, i), change = double{expected.at(t, i)} - before.at(t, i);
+        error += d * d, size += change * change;
+        ASSERT_NEAR(actual.at(t, i), expected.at(t, i), 0.1) << tokens << " tokens at " << t << ", " << i;
+      }
+    EXPECT_LE(std::sqrt(error), (GetParam() == "f32" ? 1e-4 : 8 * kBf16Eps) * std::sqrt(size) + 1e-6) << tokens << " tokens";
+    actual.expect_gaps_untouched();
+  }
+}
+
+std::vector<std::string> formats_under_test() {
+  if (!accelerator()) return {};
+  return all_format_names();
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AcceleratorTest);
+INSTANTIATE_TEST_SUITE_P(Table, AcceleratorTest, ::testing::ValuesIn(formats_under_test()), [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace dg::ops_table
