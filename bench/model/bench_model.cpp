@@ -1,7 +1,8 @@
 // bench_model: what a model does without server, sampler and tokenizer: prefill of N tokens, and decode of B streams at a
 // context of C tokens. Every stream gets random tokens of its own, in each step, so that experts are chosen as by different users.
 //
-//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill N]... [--decode BxC]... [--tokens N]
+//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill N]... [--decode BxC]...
+//   [--tokens N]
 //               [--chunk N] [--rounds N] [--json]
 //   bench_model MODEL --interactive ...   reads `prefill N` and `decode BxC [TOKENS]` from standard input, one line each, and answers each
 //                                         with one JSON line: what bench/peers interleaves with another program

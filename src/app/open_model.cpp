@@ -72,21 +72,31 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
   return std::unique_ptr<Backend>(std::move(both));
 }
 
-// The KV cache within the memory that --kv-cache-memory-bytes or a share of what is free allows.
-Result<void> limit_cache(Model& model, const OpenOptions& options, ExecutorOptions* executor, int64_t* length) {
+// What steps allocate on a device beside the arena: workspaces of the kernels and captured graphs.
+constexpr int64_t kDeviceReserveBytes = int64_t{1} << 30;
+
+// The KV cache within the memory that --kv-cache-memory-bytes, --gpu-memory-utilization or a share of what is free allows.
+Result<void> limit_cache(const Backend& backend, Model& model, const OpenOptions& options, int64_t arena_bytes, ExecutorOptions* executor,
+                         int64_t* length) {
   CacheLayout layout;
   model.register_cache(layout);
   int64_t token_bytes = layout.bytes_per_token(executor->kv_dtype);
   int64_t bytes = options.kv_bytes;
-  if (bytes == 0) bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes));
+  const Backend::Memory memory = backend.memory();
+  if (bytes == 0 && memory.total > 0) {
+    const auto kept_free = static_cast<int64_t>((1 - options.gpu_memory_utilization) * static_cast<double>(memory.total));
+    bytes = std::max<int64_t>(0, memory.free - kept_free - arena_bytes - kDeviceReserveBytes);
+  } else if (bytes == 0) {
+    bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes));
+  }
   int64_t tokens = bytes / token_bytes / executor->block_tokens * executor->block_tokens;
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
   if (executor->kv_tokens >= *length) return {};
   if (options.max_model_len > 0 || executor->kv_tokens < 16 * executor->block_tokens)
-    return resource_error(
-        fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
-                    "--kv-cache-memory-bytes",
-                    format_bytes(bytes), tokens, format_bytes(token_bytes), *length));
+    return resource_error(fmt::format(
+        "KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
+        "--kv-cache-memory-bytes{}",
+        format_bytes(bytes), tokens, format_bytes(token_bytes), *length, memory.total > 0 ? " or --gpu-memory-utilization" : ""));
   *length = executor->kv_tokens;
   return {};
 }
@@ -158,8 +168,8 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     opened->index = std::make_unique<TensorIndex>(std::move(index));
   }
   DG_ASSIGN(opened->backend, make_backend(options, &opened->checked, &opened->profile));
-  opened->store = std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy,
-                                                &assumed_format(opened->config.quantization));
+  opened->store =
+      std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
   if (options.load_text) {  // before the weights: a broken tokenizer is found at once
     DG_ASSIGN(opened->tokenizer, load_model_tokenizer(path));
@@ -191,11 +201,15 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.kv_dtype = kv_dtype;
   executor.block_tokens = options.block_tokens;
   executor.kv_tokens = (length + executor.block_tokens) * options.max_sequences;
-  if (limited) DG_TRY(limit_cache(*opened->model, options, &executor, &length));
   executor.max_step_sequences = options.max_sequences;
   executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
   executor.max_decode_rows = options.max_decode_rows;
+  if (limited) {
+    const size_t arena = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
+                                             executor.max_logit_rows, options.max_decode_rows);
+    DG_TRY(limit_cache(*opened->backend, *opened->model, options, static_cast<int64_t>(arena), &executor, &length));
+  }
   executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
                                              executor.max_logit_rows, options.max_decode_rows);
   DG_ASSIGN(opened->executor, Executor::create(*opened->backend, *opened->model, executor));

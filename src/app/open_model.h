@@ -35,6 +35,7 @@ struct OpenOptions {
   // Share of the memory that is free after loading that the KV cache may take (serve), or its bytes. Both 0: room for
   // max_sequences contexts of max_model_len. The longest context then shrinks to what fits, unless max_model_len is set.
   double kv_memory_share = 0;
+  double gpu_memory_utilization = 0.9;  // with kv_memory_share, on a device: of its memory, for everything
   int64_t kv_bytes = 0;
   int block_tokens = 16;
   bool progress = true;

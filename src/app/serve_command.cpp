@@ -138,6 +138,7 @@ Result<int> run_serve(const Options& options) {
   open.max_step_tokens = std::max(open.max_step_tokens, rows);
   open.max_logit_rows = open.max_decode_rows = rows;
   open.kv_memory_share = 0.6;
+  open.gpu_memory_utilization = options.number("gpu-memory-utilization");
   open.kv_bytes = options.integer("kv-cache-memory-bytes");
   open.block_tokens = static_cast<int>(options.integer("block-size"));
   DG_ASSIGN(std::unique_ptr<OpenedModel> model, open_model(name, open));

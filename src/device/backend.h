@@ -36,6 +36,11 @@ class Backend {
 
   // Zeroed memory of at least `bytes`, 64-byte aligned, huge pages where it pays. The error names bytes and purpose.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) = 0;
+  // Bytes free and in all of the memory that allocate() takes from; {0, 0}: that of the host.
+  struct Memory {
+    int64_t free = 0, total = 0;
+  };
+  virtual Memory memory() const { return {}; }
   // Host memory that upload() and download() are fast with (pinned); same errors.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
   // False when tensors must not be read or written by anyone (dry run: addresses only).

@@ -49,8 +49,9 @@ Result<std::unique_ptr<Backend>> load_backend(const std::string& name, const Bac
   const auto* plugin = static_cast<const BackendPlugin*>(::dlsym(library, "dougong_backend_plugin"));
   if (!plugin) return resource_error(fmt::format("--backend {}: {} is not a backend of dougong", name, path));
   if (std::string(plugin->version) != kPluginVersion || std::memcmp(plugin->layout, kPluginLayout, sizeof kPluginLayout) != 0)
-    return resource_error(fmt::format("--backend {}: {} belongs to another build of dougong ({}; this is {}): install both from one release",
-                                      name, path, plugin->version, kPluginVersion));
+    return resource_error(
+        fmt::format("--backend {}: {} belongs to another build of dougong ({}; this is {}): install both from one release", name, path,
+                    plugin->version, kPluginVersion));
   return plugin->create(options);
 }
 

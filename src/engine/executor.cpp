@@ -11,9 +11,9 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   model.register_cache(layout);
   int64_t blocks = (options.kv_tokens + options.block_tokens - 1) / options.block_tokens;
   DG_ASSIGN(executor->kv_,
-            KvPool::create(backend, layout, {.dtype = options.kv_dtype, .block_tokens = options.block_tokens,
-                                     .blocks = blocks,
-                                     .padding_block = backend.replays()}));
+            KvPool::create(
+                backend, layout,
+                {.dtype = options.kv_dtype, .block_tokens = options.block_tokens, .blocks = blocks, .padding_block = backend.replays()}));
   executor->padding_block_ = static_cast<int32_t>(blocks);
   DG_ASSIGN(executor->arena_memory_, backend.allocate(options.arena_bytes, "activations"));
   executor->arena_ = Arena(executor->arena_memory_->data(), options.arena_bytes);

@@ -80,7 +80,7 @@ class Executor {
   std::vector<float> host_hidden_;
   Arena arena_;
   std::vector<int32_t> indices_;  // ids, positions, slots and logit rows of a step, in this order without gaps
-  Tensor carry_;                                 // (max_step_sequences, hidden) between passes of the MTP module
+  Tensor carry_;                  // (max_step_sequences, hidden) between passes of the MTP module
   std::vector<SequenceSlice> slices_;
   int32_t padding_block_ = 0;
   std::unordered_map<uint64_t, ForwardResult> replayed_;  // where a step's results lie, by key

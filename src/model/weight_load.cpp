@@ -114,7 +114,8 @@ Result<void> WeightStore::run_task(const Task& task, Buffers& b) const {
     std::byte* to = in_place ? data_place : nullptr;
     std::byte* scales = in_place ? scale_place : nullptr;
     if (&from == &kept) {
-      if (!in_place) to = at_least(b.data, static_cast<int64_t>(kept_bytes)), scales = at_least(b.scales, static_cast<int64_t>(scale_bytes));
+      if (!in_place)
+        to = at_least(b.data, static_cast<int64_t>(kept_bytes)), scales = at_least(b.scales, static_cast<int64_t>(scale_bytes));
       DG_TRY(item.source->read(first, rows, to, scales, b.scratch));
     } else {
       Weight source{&from, at_least(b.data, from.data_bytes(rows, in)), at_least(b.scales, from.scale_bytes(rows, in)), rows, in};

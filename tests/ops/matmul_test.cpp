@@ -199,7 +199,8 @@ TEST_P(MatmulTest, MoeExpertsIsTheReference) {
         for (int64_t i = 0; i < dim; i++) {
           // Weights are of norm about 1, so hidden values and results have the size of x; two products in a row.
           const double size = x.row_norm(t) * x.row_norm(t) / std::sqrt(static_cast<double>(dim)) + std::fabs(before.at(t, i)) + 1;
-          ASSERT_NEAR(actual.at(t, i), expected.at(t, i), (32 * kEps * std::sqrt(static_cast<double>(dim + inner)) + (accelerator() ? 4 * kBf16Eps : 0)) * size)
+          ASSERT_NEAR(actual.at(t, i), expected.at(t, i),
+                      (32 * kEps * std::sqrt(static_cast<double>(dim + inner)) + (accelerator() ? 4 * kBf16Eps : 0)) * size)
               << "dim " << dim << " tokens " << tokens << " at " << t << ", " << i;
         }
       actual.expect_gaps_untouched();
@@ -253,8 +254,7 @@ TEST(MoeExperts, CallsLongerThanAChunk) {
   EXPECT_GT(changed, kTokens) << "about 8 % of the tokens meet the expert";
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, MatmulTest,
-                         ::testing::Combine(::testing::ValuesIn(tested_isas()), ::testing::ValuesIn(all_format_names())),
+INSTANTIATE_TEST_SUITE_P(Table, MatmulTest, ::testing::Combine(::testing::ValuesIn(tested_isas()), ::testing::ValuesIn(all_format_names())),
                          [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
 
 }  // namespace

@@ -8,8 +8,8 @@
 #include "backends/cpu/reference.h"
 #include "device/cache_format.h"
 #include "device/plugin.h"
-#include "shared_heap.h"
 #include "quant/convert.h"
+#include "shared_heap.h"
 
 namespace dg::ops_table {
 

@@ -21,6 +21,7 @@ class CheckedBackend : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override {
     return tested_->allocate_host(bytes, purpose);
   }
+  Memory memory() const override { return tested_->memory(); }
   bool host_memory() const override { return tested_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { tested_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { tested_->download(to, from, bytes); }

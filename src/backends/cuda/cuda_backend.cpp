@@ -44,18 +44,20 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
     return device_error("--backend cuda: no NVIDIA driver found; install one, or use --backend cpu");
   DG_CUDA(cudaRuntimeGetVersion(&runtime));
   if (driver / 1000 < runtime / 1000)
-    return device_error(fmt::format("--backend cuda: the driver supports CUDA {}.{}, {}.x is needed; update the NVIDIA driver", driver / 1000,
-                                    driver % 1000 / 10, runtime / 1000));
+    return device_error(fmt::format("--backend cuda: the driver supports CUDA {}.{}, {}.x is needed; update the NVIDIA driver",
+                                    driver / 1000, driver % 1000 / 10, runtime / 1000));
   const cudaError_t counted = cudaGetDeviceCount(&count);
   if (counted != cudaSuccess || count == 0)
-    return device_error(fmt::format("--backend cuda: no GPU found ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES", cudaGetErrorString(counted)));
+    return device_error(
+        fmt::format("--backend cuda: no GPU found ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES", cudaGetErrorString(counted)));
   if (options.device < 0 || options.device >= count)
-    return input_error(fmt::format("--device {}: this machine has {} GPU{}, 0 to {}", options.device, count, count == 1 ? "" : "s", count - 1));
+    return input_error(
+        fmt::format("--device {}: this machine has {} GPU{}, 0 to {}", options.device, count, count == 1 ? "" : "s", count - 1));
   cudaDeviceProp properties{};
   DG_CUDA(cudaGetDeviceProperties(&properties, options.device));
   if (properties.major < 8)
-    return device_error(fmt::format("--backend cuda: GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed", options.device,
-                                    properties.name, properties.major, properties.minor));
+    return device_error(fmt::format("--backend cuda: GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed",
+                                    options.device, properties.name, properties.major, properties.minor));
   DG_CUDA(cudaSetDevice(options.device));
   if (const cudaError_t status = cudaFree(nullptr); status != cudaSuccess)
     return device_error(fmt::format("--backend cuda: GPU {} cannot be used: {}", options.device, cudaGetErrorString(status)));
@@ -90,7 +92,17 @@ Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate(size_t bytes, const 
   return mapped_ ? allocate_pinned(bytes, purpose) : allocate_device(bytes, purpose);
 }
 
-Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate_host(size_t bytes, const char* purpose) { return allocate_pinned(bytes, purpose); }
+Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate_host(size_t bytes, const char* purpose) {
+  return allocate_pinned(bytes, purpose);
+}
+
+Backend::Memory CudaBackend::memory() const {
+  if (mapped_) return {};
+  size_t free = 0, total = 0;
+  DG_CUDA(cudaSetDevice(device_));
+  DG_CUDA(cudaMemGetInfo(&free, &total));
+  return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
 
 void CudaBackend::upload(void* to, const void* from, size_t bytes) { staging_->upload(to, from, bytes, stream_); }
 

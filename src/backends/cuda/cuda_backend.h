@@ -31,12 +31,12 @@ struct DeviceSequences {
   const int32_t* q_begin = nullptr;  // (count)
   const int32_t* q_len = nullptr;
   const int32_t* kv_len = nullptr;
-  const int32_t* decode = nullptr;      // 0 or 1
+  const int32_t* decode = nullptr;       // 0 or 1
   const int32_t* first_block = nullptr;  // (count) index into `blocks` of the sequence's first block
   const int32_t* blocks = nullptr;
   const int32_t* row_sequence = nullptr;  // (tokens) sequence of each query row
   int count = 0, tokens = 0;
-  int longest_q = 0;    // host figures of the same step; with graphs upper bounds
+  int longest_q = 0;  // host figures of the same step; with graphs upper bounds
   int longest_kv = 0;
   int decode_count = 0;  // sequences with decode != 0
 };
@@ -50,6 +50,7 @@ class CudaBackend : public Backend {
   std::string description() const override;
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
   Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override;
+  Memory memory() const override;
   bool host_memory() const override { return mapped_; }
   void upload(void* to, const void* from, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;

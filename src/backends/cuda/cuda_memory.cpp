@@ -32,10 +32,12 @@ Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* 
   if (data) cudaFree(data);
   size_t free = 0, total = 0;
   cudaMemGetInfo(&free, &total);
-  if (status != cudaErrorMemoryAllocation) return Error{ErrorKind::kDevice, fmt::format("GPU memory for {}: {}", purpose, cudaGetErrorString(status))};
-  return resource_error(fmt::format("GPU memory for {}: {:.2f} GiB asked, {:.2f} of {:.2f} GiB free; lower --max-model-len, --max-num-seqs or "
-                                    "--kv-cache-memory-bytes, choose a smaller --quantization, or use another --device",
-                                    purpose, gib(bytes), gib(free), gib(total)));
+  if (status != cudaErrorMemoryAllocation)
+    return Error{ErrorKind::kDevice, fmt::format("GPU memory for {}: {}", purpose, cudaGetErrorString(status))};
+  return resource_error(
+      fmt::format("GPU memory for {}: {:.2f} GiB asked, {:.2f} of {:.2f} GiB free; lower --max-model-len, --max-num-seqs or "
+                  "--kv-cache-memory-bytes, choose a smaller --quantization, or use another --device",
+                  purpose, gib(bytes), gib(free), gib(total)));
 }
 
 Result<std::unique_ptr<DeviceMemory>> allocate_pinned(size_t bytes, const char* purpose) {

@@ -45,6 +45,7 @@ class ProfileBackend : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override {
     return inner_->allocate_host(bytes, purpose);
   }
+  Memory memory() const override { return inner_->memory(); }
   bool host_memory() const override { return inner_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { inner_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { inner_->download(to, from, bytes); }
