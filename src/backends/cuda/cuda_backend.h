@@ -9,6 +9,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -38,7 +39,8 @@ struct DeviceSequences {
   int count = 0, tokens = 0;
   int longest_q = 0;  // host figures of the same step; with graphs upper bounds
   int longest_kv = 0;
-  int decode_count = 0;  // sequences with decode != 0
+  int longest_prefill_q = 0, longest_decode_q = 0;  // the same of sequences without and with decode
+  int decode_count = 0;                             // sequences with decode != 0
 };
 
 class CudaBackend : public Backend {
@@ -97,6 +99,8 @@ class CudaBackend : public Backend {
   void* workspace(Workspace which, size_t bytes);
   // The sequences of an op on the device: uploaded when they differ from those of the op before.
   const DeviceSequences& sequences(std::span<const SequenceSlice> slices, int64_t block_tokens);
+  // kv_b row by row as bf16 or f32.
+  const void* latent_weight(const Weight& kv_b, bool bf16);
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
   struct Products;  // cuBLASLt handle and chosen algorithms: product.cpp
@@ -124,6 +128,11 @@ class CudaBackend : public Backend {
   };
   std::unordered_map<uint64_t, Graph> graphs_;
   std::vector<int32_t> sequence_words_, uploaded_words_;
+  struct LatentWeights;  // kv_b as bf16, one for each layer, made at its first use: mla_attention.cpp
+  std::shared_ptr<LatentWeights> latent_weights_;
+  // Counts blocks of device memory that were given back (DeviceMemory's destructor adds one): what was made from a weight at some
+  // address is then made anew, as another weight may stand there.
+  std::shared_ptr<std::atomic<uint64_t>> freed_ = std::make_shared<std::atomic<uint64_t>>(0);
 };
 
 }  // namespace dg::cuda

@@ -1,0 +1,272 @@
+// Attention of few rows over a long cache: flash decoding (Dao et al. 2023). A block takes one range of positions of one kv head for up
+// to 16 pairs; its four warps take 16 positions at a time in turn, each with a copy pipeline and a running softmax of its own, so that
+// nothing but the merge at the end waits for another warp. Query heads of a kv head (and the drafts of a sequence) share each row.
+//
+// Bytes: 2 x head_dim x element for each position and kv head, read once; partial results are 1/16 of that or less. Tensor cores run
+// with 1/16 to 16/16 of their rows in use; at 16 x 8 x 16 multiply-adds for 512 bytes they are below a tenth busy. Bound: memory.
+// 3 stages x 8 KiB x 4 warps x 2 blocks keep 128 KiB in flight on a multiprocessor, four times what the latency of H200 memory asks for.
+#include "backends/cuda/kernels/cache_rows.h"
+#include "backends/cuda/kernels/shared_memory.h"
+
+namespace dg::cuda {
+namespace {
+
+constexpr int kWarps = 4, kPairs = 16, kTokens = 16;  // pairs of a block, positions of a warp's step
+
+template <int kDim, bool kAsync>
+struct DecodeShape {
+  static constexpr int kRowBytes = kDim * 2, kTile = kTokens * kRowBytes, kStage = 2 * kTile;  // K, V
+  static constexpr int kStages = kAsync ? 3 : 1, kRing = kStages * kStage;
+  static constexpr int kMerge = kWarps * kPairs * kDim * 4;
+  static constexpr int kTiles = kWarps * kRing > kMerge ? kWarps* kRing : kMerge;
+  static constexpr int kShared = kTiles + 2 * kWarps * kPairs * 4;
+};
+
+// A tile of K and one of V through registers, whatever the cache holds.
+template <Element kElement, int kDim>
+__device__ __forceinline__ void convert_tile(const AttentionArgs& a, const int32_t* blocks, int begin, int end, int kv_head, uint32_t stage,
+                                             int lane) {
+  constexpr int kChunks = kDim / 8, kRows = 32 / kChunks;  // rows at a time
+  const int chunk = lane % kChunks;
+#pragma unroll
+  for (int i = 0; i < kTokens / kRows; i++) {
+    const int row = lane / kChunks + i * kRows;
+    uint4 k = {0, 0, 0, 0}, v = k;
+    if (begin + row < end) {
+      k = load_eight<kElement>(a.k, cache_row(a.k, blocks, begin + row), kv_head * kDim + chunk * 8);
+      v = load_eight<kElement>(a.v, cache_row(a.v, blocks, begin + row), kv_head * kDim + chunk * 8);
+    }
+    const uint32_t at = tile_address(stage, row, chunk, kDim * 2);
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at), "r"(k.x), "r"(k.y), "r"(k.z), "r"(k.w) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at + kTokens * kDim * 2), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+  }
+}
+
+template <int kDim, bool kAsync>
+__global__ void __launch_bounds__(kWarps * 32) decode_kernel(const AttentionArgs a) {
+  using Shape = DecodeShape<kDim, kAsync>;
+  constexpr int kSteps = kDim / 16, kRowBytes = Shape::kRowBytes;
+  extern __shared__ __align__(128) unsigned char shared[];
+
+  const int sequence = blockIdx.z;
+  if (!a.sequences.decode[sequence]) return;
+  const int q_len = a.sequences.q_len[sequence], kv_len = a.sequences.kv_len[sequence], q_begin = a.sequences.q_begin[sequence];
+  const int kv_head = blockIdx.y % a.kv_heads, first_pair = blockIdx.y / a.kv_heads * kPairs, pairs = q_len * a.group;
+  if (first_pair >= pairs) return;
+  const int length = split_length(a.plan, kv_len), begin = blockIdx.x * length;
+  const int last_row = (min(first_pair + kPairs, pairs) - 1) / a.group;
+  const int end = min(begin + length, kv_len - q_len + last_row + 1);
+  if (begin >= end) return;
+  const int32_t* const blocks = a.sequences.blocks + a.sequences.first_block[sequence];
+
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint32_t ring = shared_address(shared) + static_cast<uint32_t>(warp * Shape::kRing);
+
+  // Queries of rows g and g + 8 of the M side; pairs behind the last one are zeros and see nothing.
+  uint32_t q[kSteps][4];
+  int limit[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int pair = first_pair + g + 8 * half, row = pair / a.group;
+    const bool valid = pair < pairs;
+    limit[half] = valid ? min(end, kv_len - q_len + row + 1) : 0;
+    const float* from = a.q + (q_begin + (valid ? row : 0)) * a.q_row + (kv_head * a.group + (valid ? pair % a.group : 0)) * a.q_head;
+#pragma unroll
+    for (int s = 0; s < kSteps; s++) {
+      const float* at = from + s * 16 + 2 * t;
+      q[s][half] = valid ? pack_bf16(at[0], at[1]) : 0;
+      q[s][half + 2] = valid ? pack_bf16(at[8], at[9]) : 0;
+    }
+  }
+
+  // One step's K and V to a stage of this warp's ring.
+  auto issue = [&](int at, int stage) {
+    const uint32_t to = ring + static_cast<uint32_t>(stage * Shape::kStage);
+    if constexpr (kAsync) {
+      constexpr int kChunks = kDim / 8, kRows = 32 / kChunks;
+      // Lane r finds row r; the others ask it.
+      const int position = min(at + lane % kTokens, end - 1), block = position / a.k.block_tokens;
+      const int64_t block_id = blocks[block], offset = position - block * a.k.block_tokens;
+      const int64_t k_offset = block_id * a.k.block_bytes + offset * a.k.row_bytes;
+      const int64_t v_offset = block_id * a.v.block_bytes + offset * a.v.row_bytes;
+      const int column = kv_head * kRowBytes + lane % kChunks * 16;
+#pragma unroll
+      for (int i = 0; i < kTokens / kRows; i++) {
+        const int row = lane / kChunks + i * kRows;
+        const bool valid = at + row < end;
+        const uint32_t place = tile_address(to, row, lane % kChunks, kRowBytes);
+        copy_async(place, a.k.data + __shfl_sync(0xffffffffu, k_offset, row) + column, valid);
+        copy_async(place + Shape::kTile, a.v.data + __shfl_sync(0xffffffffu, v_offset, row) + column, valid);
+      }
+    } else {
+      switch (a.k.element) {
+        case Element::kBf16: convert_tile<Element::kBf16, kDim>(a, blocks, at, end, kv_head, to, lane); break;
+        case Element::kF16: convert_tile<Element::kF16, kDim>(a, blocks, at, end, kv_head, to, lane); break;
+        case Element::kE4m3: convert_tile<Element::kE4m3, kDim>(a, blocks, at, end, kv_head, to, lane); break;
+        default: convert_tile<Element::kInt8, kDim>(a, blocks, at, end, kv_head, to, lane); break;
+      }
+    }
+  };
+
+  constexpr int kStride = kWarps * kTokens;
+  int next = begin + warp * kTokens, next_stage = 0;
+  auto prefetch = [&] {
+    if (next < end) issue(next, next_stage);
+    next += kStride;
+    next_stage = next_stage + 1 == Shape::kStages ? 0 : next_stage + 1;
+    copy_async_commit();
+  };
+  if constexpr (kAsync) {
+#pragma unroll
+    for (int i = 0; i < Shape::kStages - 1; i++) prefetch();
+  }
+
+  float acc[kDim / 8][4] = {};
+  RunningRow rows[2];
+  const float scale = a.scale * kLog2E;
+  int stage = 0;
+  for (int at = begin + warp * kTokens; at < end; at += kStride) {
+    if constexpr (kAsync) {
+      copy_async_wait<Shape::kStages - 2>();
+      __syncwarp();  // the step's tiles are there for all lanes, and all are done with the stage before, which is filled next
+      prefetch();
+    } else {
+      __syncwarp();
+      issue(at, 0);
+      __syncwarp();
+    }
+    const uint32_t k_tile = ring + static_cast<uint32_t>(stage * Shape::kStage), v_tile = k_tile + Shape::kTile;
+    stage = stage + 1 == Shape::kStages ? 0 : stage + 1;
+
+    float s[2][4] = {};
+#pragma unroll
+    for (int step = 0; step < kSteps; step++) {
+      uint32_t b[4];
+      load_matrices(b, fragment_k(k_tile, 0, 2 * step, kRowBytes, lane));
+      mma(s[0], q[step], b[0], b[1]);
+      mma(s[1], q[step], b[2], b[3]);
+    }
+
+    float shrink[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          float& score = s[n][2 * half + c];
+          score = at + n * 8 + 2 * t + c < limit[half] ? score * scale : -INFINITY;
+          top = fmaxf(top, score);
+        }
+      RunningRow& row = rows[half];
+      top = fmaxf(row.top, quad_max(top));
+      const float base = softmax_base(top);
+      shrink[half] = row.top == top ? 1.0f : exp2f(row.top - base);
+      row.top = top;
+      row.sum *= shrink[half];
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          float& score = s[n][2 * half + c];
+          score = exp2f(score - base);
+          row.sum += score;
+        }
+    }
+    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < kDim / 8; n++) {
+        acc[n][0] *= shrink[0], acc[n][1] *= shrink[0];
+        acc[n][2] *= shrink[1], acc[n][3] *= shrink[1];
+      }
+    }
+    const uint32_t p[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]), pack_bf16(s[1][0], s[1][1]),
+                           pack_bf16(s[1][2], s[1][3])};
+#pragma unroll
+    for (int j = 0; j < kDim / 16; j++) {
+      uint32_t b[4];
+      load_matrices_transposed(b, fragment_a(v_tile, 0, 2 * j, kRowBytes, lane));
+      mma(acc[2 * j], p, b[0], b[1]);
+      mma(acc[2 * j + 1], p, b[2], b[3]);
+    }
+  }
+
+  // Merge of the warps, in their order.
+  copy_async_wait<0>();
+  __syncthreads();
+  auto* const merged = reinterpret_cast<float*>(shared);
+  auto* const tops = reinterpret_cast<float*>(shared + Shape::kTiles);
+  float* const sums = tops + kWarps * kPairs;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = warp * kPairs + g + 8 * half;
+    const float sum = quad_sum(rows[half].sum);
+    if (t == 0) tops[row] = rows[half].top, sums[row] = sum;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; n++)
+      *reinterpret_cast<float2*>(merged + row * kDim + n * 8 + 2 * t) = {acc[n][2 * half], acc[n][2 * half + 1]};
+  }
+  __syncthreads();
+  const bool whole = kv_len <= length;  // the only range: launch_attention_combine leaves the sequence out
+  const int heads = a.kv_heads * a.group;
+  for (int i = threadIdx.x; i < kPairs * kDim; i += kWarps * 32) {
+    const int m = i / kDim, column = i % kDim, pair = first_pair + m;
+    if (pair >= pairs) break;
+    float top = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) top = fmaxf(top, tops[w * kPairs + m]);
+    const float base = softmax_base(top);
+    float value = 0, sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; w++) {
+      const float weight = exp2f(tops[w * kPairs + m] - base);
+      value += weight * merged[(w * kPairs + m) * kDim + column];
+      sum += weight * sums[w * kPairs + m];
+    }
+    const int row = pair / a.group, head = kv_head * a.group + pair % a.group;
+    if (whole) {
+      a.out[(q_begin + row) * a.out_row + head * a.out_head + column] = value / sum;
+    } else {
+      const int64_t index =
+          ((static_cast<int64_t>(sequence) * a.sequences.longest_decode_q + row) * heads + head) * a.plan.splits + blockIdx.x;
+      a.partials[index * kDim + column] = value;
+      if (column == 0) a.sums[index] = {top, sum};
+    }
+  }
+}
+
+template <int kDim, bool kAsync>
+void launch(const AttentionArgs& a, cudaStream_t stream) {
+  constexpr int kShared = DecodeShape<kDim, kAsync>::kShared;
+  allow_shared_memory<decode_kernel<kDim, kAsync>>(kShared);
+  const int tiles = (a.sequences.longest_decode_q * a.group + kPairs - 1) / kPairs;
+  const dim3 grid(static_cast<unsigned>(a.plan.splits), static_cast<unsigned>(tiles * a.kv_heads),
+                  static_cast<unsigned>(a.sequences.count));
+  decode_kernel<kDim, kAsync><<<grid, kWarps * 32, kShared, stream>>>(a);
+}
+
+}  // namespace
+
+void launch_attention_decode(const AttentionArgs& a, int head_dim, cudaStream_t stream) {
+  const bool async = a.k.element == Element::kBf16 && a.k.aligned && a.v.aligned;
+  if (head_dim == 64) async ? launch<64, true>(a, stream) : launch<64, false>(a, stream);
+  else async ? launch<128, true>(a, stream) : launch<128, false>(a, stream);
+  if (a.plan.splits == 1) return;
+  launch_attention_combine({.partials = a.partials,
+                            .sums = a.sums,
+                            .out = a.out,
+                            .bf16 = false,
+                            .out_row = a.out_row,
+                            .out_head = a.out_head,
+                            .sequences = a.sequences,
+                            .row_begin = 0,
+                            .row_end = a.sequences.tokens,
+                            .heads = a.kv_heads * a.group,
+                            .dim = head_dim,
+                            .plan = a.plan},
+                           stream);
+}
+
+}  // namespace dg::cuda
