@@ -76,6 +76,7 @@ SplitPlan split_plan(int64_t units, int64_t longest_kv, int64_t at_once, int64_t
 }
 
 const DeviceSequences& CudaBackend::sequences(std::span<const SequenceSlice> slices, int64_t block_tokens) {
+  if (step_begun_) return sequences_;
   const size_t count = slices.size();
   size_t tokens = 0;
   DeviceSequences s;
