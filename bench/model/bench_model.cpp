@@ -130,12 +130,17 @@ class Bench {
     open.max_model_len = bench->longest_;
     // Only as much cache as that work needs, not max_sequences times the longest context: its bytes are found on the dry backend.
     DG_ASSIGN(open.kv_bytes, cache_bytes(arguments, decode_tokens + prefill_tokens + open.block_tokens));
-    if (const int64_t free = read_memory_info().available_bytes; static_cast<double>(open.kv_bytes) > 0.8 * static_cast<double>(free))
+    const bool host = open.backend != "cuda" && open.backend != "auto";
+    if (const int64_t free = read_memory_info().available_bytes;
+        host && static_cast<double>(open.kv_bytes) > 0.8 * static_cast<double>(free))
       return resource_error(
           fmt::format("--decode: the KV cache of {} streams needs {}, more than 80 % of the {} that are free; ask for less",
                       open.max_sequences, format_bytes(open.kv_bytes), format_bytes(free)));
     DG_ASSIGN(bench->opened_, open_model(arguments.model, open));
-    DG_ASSIGN(bench->limits_, machine_limits(arguments.open.threads));
+    bench->rates_ = bench->opened_->backend->measure();
+    if (bench->rates_.read_bytes_per_s == 0) {
+      DG_ASSIGN(bench->limits_, machine_limits(arguments.open.threads));
+    }
     bench->isa_ = arguments.open.isa == "auto" ? usable_cpu_isas().front() : arguments.open.isa;
     int64_t most = 0;
     for (const auto& [name, bytes] : bench->opened_->store->bytes_by_format())
@@ -163,7 +168,9 @@ class Bench {
     const double per_s = rate.median / n;  // rounds per second
     const double bytes = (cost.weight_bytes + cost.kv_bytes) * step_count, flops = cost.flops * step_count;
     const MathType type = format_ ? math_type_of(*format_) : MathType::kF32;
-    const double peak = limits_.operations_per_s(isa_, type), read = limits_.read_bytes_per_s();
+    const bool device = rates_.read_bytes_per_s > 0;  // its products are of bf16
+    const double peak = device ? rates_.bf16_flops_per_s : limits_.operations_per_s(isa_, type);
+    const double read = device ? rates_.read_bytes_per_s : limits_.read_bytes_per_s();
     return {{"work", work.name()},
             {"decode", work.decode},
             {"streams", work.streams},
@@ -178,7 +185,7 @@ class Bench {
             {"flops_per_s", flops * per_s},
             {"of_read", read > 0 ? bytes * per_s / read : 0},
             {"of_peak", peak > 0 ? flops * per_s / peak : 0},
-            {"peak_type", math_type_name(type)}};
+            {"peak_type", device ? "bf16" : math_type_name(type)}};
   }
 
   Json header() const {
@@ -188,7 +195,9 @@ class Bench {
             {"weight_bytes", opened_->store->bytes()},
             {"load_s", opened_->load_seconds},
             {"cpu", limits_.cpu},
-            {"limits", limits_.summary(isa_)}};
+            {"limits", rates_.read_bytes_per_s > 0 ? fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s", rates_.read_bytes_per_s * 1e-9,
+                                                                 rates_.bf16_flops_per_s * 1e-12)
+                                                   : limits_.summary(isa_)}};
   }
 
  private:
@@ -286,6 +295,7 @@ class Bench {
   std::vector<BlockTable> tables_;  // of the last decode; destroyed before the pool they give their blocks back to
   int64_t filled_ = 0, longest_ = 0;
   MachineLimits limits_;
+  Backend::Rates rates_;  // of a device
   std::string isa_;
   const Format* format_ = nullptr;
   std::mt19937_64 random_{1};

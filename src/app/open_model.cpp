@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/progress.h"
 #include "device/plugin.h"
 #include "model/weight_source.h"
 #include "plan/sizing.h"
@@ -213,6 +214,14 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
                                              executor.max_logit_rows, options.max_decode_rows);
   DG_ASSIGN(opened->executor, Executor::create(*opened->backend, *opened->model, executor));
+  std::unique_ptr<Progress> capturing;
+  opened->executor->prepare_replays(length, [&](int64_t, int64_t all) {
+    if (!capturing)
+      capturing = std::make_unique<Progress>("capturing decode steps", static_cast<uint64_t>(all),
+                                             ProgressOptions{.silent = !options.progress, .unit = "graphs"});
+    capturing->add(1);
+  });
+  if (capturing) capturing->finish();
   return opened;
 }
 

@@ -41,6 +41,11 @@ class Backend {
     int64_t free = 0, total = 0;
   };
   virtual Memory memory() const { return {}; }
+  // Sustained rates of the device, measured now (about a second); zeros: not measured here (the CPU's: machine_measure.h).
+  struct Rates {
+    double read_bytes_per_s = 0, bf16_flops_per_s = 0;
+  };
+  virtual Rates measure() { return {}; }
   // Host memory that upload() and download() are fast with (pinned); same errors.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
   // False when tensors must not be read or written by anyone (dry run: addresses only).

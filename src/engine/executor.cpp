@@ -3,6 +3,12 @@
 #include <algorithm>
 
 namespace dg {
+namespace {
+
+constexpr int64_t kShortestReplay = 1024;  // bound of the contexts of the first class of replayed steps
+uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size); }
+
+}  // namespace
 
 Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& model, const ExecutorOptions& options) {
   CHECK(options.kv_tokens > 0 && options.max_step_tokens > 0 && options.arena_bytes > 0);
@@ -89,19 +95,14 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
 
   // The MTP pass reads `hidden` of the previous pass, which lives at the start of the arena: keep it there.
   if (!mtp_hidden) arena_.release(0);
-  Ctx ctx{backend_, arena_, *kv_, observe_};
-  auto* base = static_cast<int32_t*>(index_memory_->data());
-  backend_.upload(base, indices_.data(), static_cast<size_t>(3 * tokens + rows) * sizeof(int32_t));
-  auto indices = [&](int64_t begin, int64_t n) { return Tensor::of(base + begin, Dtype::kI32, {n}); };
-  Batch batch{indices(0, tokens), indices(tokens, tokens), indices(2 * tokens, tokens), slices_, indices(3 * tokens, rows)};
   ForwardResult out;
   if (key != 0) {
-    backend_.begin_step(slices_, options_.block_tokens, static_cast<int64_t>(key >> 32));
-    backend_.replay(key, [&] { replayed_[key] = model_.forward(ctx, batch); });
-    out = replayed_[key];
+    out = replay(key, tokens);
     rows = static_cast<int64_t>(sequences.size());
     out.logits = out.logits.slice(0, 0, rows);
   } else {
+    Ctx ctx{backend_, arena_, *kv_, observe_};
+    const Batch batch = upload_batch(tokens, rows);
     out = mtp_hidden ? model_.mtp_forward(ctx, batch, *mtp_hidden) : model_.forward(ctx, batch);
   }
   result.hidden = out.hidden;
@@ -116,32 +117,82 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   return result;
 }
 
+Batch Executor::upload_batch(int64_t tokens, int64_t rows) {
+  auto* base = static_cast<int32_t*>(index_memory_->data());
+  backend_.upload(base, indices_.data(), static_cast<size_t>(3 * tokens + rows) * sizeof(int32_t));
+  auto indices = [&](int64_t begin, int64_t n) { return Tensor::of(base + begin, Dtype::kI32, {n}); };
+  return {indices(0, tokens), indices(tokens, tokens), indices(2 * tokens, tokens), slices_, indices(3 * tokens, rows)};
+}
+
+ForwardResult Executor::replay(uint64_t key, int64_t tokens) {
+  const Batch batch = upload_batch(tokens, tokens);
+  backend_.begin_step(slices_, options_.block_tokens, static_cast<int64_t>(key >> 32));
+  backend_.replay(key, [&] {
+    arena_.release(0);
+    Ctx ctx{backend_, arena_, *kv_, {}};
+    const ForwardResult result = model_.forward(ctx, batch);
+    replayed_[key] = {result, arena_.mark()};
+  });
+  const Replayed& replayed = replayed_[key];
+  arena_.release(replayed.arena_mark);  // what an MTP pass must not overwrite
+  return replayed.result;
+}
+
 // Decode rows of sequences one token further each: their number is rounded up to one of a few, and the longest context to a power of
-// two, so that few graphs serve all steps. Rows that fill up read and write the padding block.
+// two, so that few graphs serve all steps.
 uint64_t Executor::pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows) {
   if (!backend_.replays() || observe_) return 0;
-  const int64_t most = std::min({options_.max_step_sequences, options_.max_logit_rows, options_.max_step_tokens});
   auto count = static_cast<int64_t>(sequences.size());
-  int64_t longest = 1024;
+  int64_t longest = kShortestReplay;
   for (const StepSequence& s : sequences) {
     if (!s.decode || s.ids.size() != 1 || s.logits != LogitsWanted::kLast) return 0;
     while (longest <= s.first_position) longest *= 2;
   }
-  int64_t size = count <= 2 ? count : count <= 4 ? 4 : count <= 32 ? (count + 7) / 8 * 8 : (count + 31) / 32 * 32;
-  size = std::min(size, most);
+  const int64_t size = replay_size(count);
   if (size < count) return 0;
-  // Indices lie behind each other without gaps: move them apart first.
+  pad_rows(count, size);
+  *tokens = *rows = size;
+  return replay_key(longest, size);
+}
+
+int64_t Executor::replay_size(int64_t count) const {
+  const int64_t most = std::min({options_.max_step_sequences, options_.max_logit_rows, options_.max_step_tokens});
+  const int64_t size = count <= 2 ? count : count <= 4 ? 4 : count <= 32 ? (count + 7) / 8 * 8 : (count + 31) / 32 * 32;
+  return std::min(size, most);
+}
+
+// Rows that fill a step of `count` decode rows up to `size` read and write the padding block.
+void Executor::pad_rows(int64_t count, int64_t size) {
+  // The four lists of indices lie behind each other without gaps: move them apart first.
   int32_t* at = indices_.data();
   for (int part = 3; part > 0; part--) std::copy_backward(at + part * count, at + (part + 1) * count, at + part * size + count);
   for (int64_t i = count; i < size; i++) {
-    at[i] = 0;
-    at[size + i] = 0;
+    at[i] = at[size + i] = 0;
     at[2 * size + i] = padding_block_ * options_.block_tokens;
     at[3 * size + i] = static_cast<int32_t>(i);
     slices_.push_back({.q_begin = static_cast<int>(i), .q_len = 1, .kv_len = 1, .blocks = &padding_block_, .decode = true});
   }
-  *tokens = *rows = size;
-  return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size);
+}
+
+void Executor::prepare_replays(int64_t longest_context, const std::function<void(int64_t, int64_t)>& progress) {
+  if (!backend_.replays()) return;
+  std::vector<uint64_t> keys;
+  int64_t longest = kShortestReplay;
+  while (longest < longest_context) longest *= 2;
+  // The largest first: they need the most workspace, and graphs hold its address.
+  for (; longest >= kShortestReplay; longest /= 2)
+    for (int64_t count = replay_size(options_.max_step_sequences); count > 0; count--)
+      if (replay_size(count) == count) keys.push_back(replay_key(longest, count));
+  for (size_t i = 0; i < keys.size(); i++) {
+    const auto size = static_cast<int64_t>(keys[i] & 0xffffffff);
+    for (int run = 0; run < 2; run++) {  // the first chooses kernels, the second is captured
+      slices_.clear();
+      pad_rows(0, size);
+      replay(keys[i], size);
+      backend_.synchronise();
+    }
+    if (progress) progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(keys.size()));
+  }
 }
 
 Tensor Executor::read_hidden(const StepResult& result, int64_t first, int64_t count) {

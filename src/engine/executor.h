@@ -1,6 +1,7 @@
 // Executor: runs plain-data steps of one model on one backend. It owns the arena, the KV pool and the step's index buffers;
 // the engine (one thread) decides what runs. Engine thread only.
 #pragma once
+#include <functional>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -55,6 +56,8 @@ class Executor {
   // pass, rows[i] the row that sequence i goes on from. The results of the passes before are no longer valid.
   Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows);
 
+  // Captures decode steps of every size, for contexts up to `longest_context`, on a backend that replays them; else nothing.
+  void prepare_replays(int64_t longest_context, const std::function<void(int64_t done, int64_t all)>& progress);
   // Rows [first, first + count) of a step's hidden state in host memory, valid until the next call. (count, hidden)
   Tensor read_hidden(const StepResult& result, int64_t first, int64_t count);
 
@@ -68,8 +71,12 @@ class Executor {
  private:
   Executor(Backend& backend, Model& model, const ExecutorOptions& options) : backend_(backend), model_(model), options_(options) {}
   Result<StepResult> run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden);
+  Batch upload_batch(int64_t tokens, int64_t rows);
   // Fills a step of decode rows up to a size that is replayed; 0: this step is issued op by op.
   uint64_t pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows);
+  int64_t replay_size(int64_t count) const;
+  void pad_rows(int64_t count, int64_t size);
+  ForwardResult replay(uint64_t key, int64_t tokens);
 
   Backend& backend_;
   Model& model_;
@@ -83,7 +90,11 @@ class Executor {
   Tensor carry_;                  // (max_step_sequences, hidden) between passes of the MTP module
   std::vector<SequenceSlice> slices_;
   int32_t padding_block_ = 0;
-  std::unordered_map<uint64_t, ForwardResult> replayed_;  // where a step's results lie, by key
+  struct Replayed {
+    ForwardResult result;
+    size_t arena_mark = 0;
+  };
+  std::unordered_map<uint64_t, Replayed> replayed_;  // where a step's results lie, by key
   std::function<void(int, Tensor)> observe_;
 };
 

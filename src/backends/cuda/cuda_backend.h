@@ -53,6 +53,7 @@ class CudaBackend : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
   Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override;
   Memory memory() const override;
+  Rates measure() override;
   bool host_memory() const override { return mapped_; }
   void upload(void* to, const void* from, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
