@@ -7,6 +7,7 @@ target_include_directories(dg_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 # Parameter structs are filled with designated initialisers, which may leave members out.
 target_compile_options(dg_flags INTERFACE -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno
                        $<$<BOOL:${DOUGONG_WERROR}>:-Werror>)
+target_compile_definitions(dg_flags INTERFACE DG_BUILD_VERSION="${PROJECT_VERSION}")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # g++ 12 sees overlapping copies in std::string's operator+ at -O2 where there are none (GCC bug 105329).
   target_compile_options(dg_flags INTERFACE -Wno-restrict)

@@ -33,6 +33,7 @@ OpenOptions open_options(const Options& options) {
   };
   text("backend", &open.backend);
   text("isa", &open.isa);
+  if (options.has("gpu")) open.gpu = static_cast<int>(options.integer("gpu"));
   text("dtype", &open.dtype);
   text("quantization", &open.quantization);
   text("kv-cache-dtype", &open.kv_cache_dtype);

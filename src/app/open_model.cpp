@@ -14,7 +14,9 @@
 #include "backends/cpu/reference.h"
 #include "backends/profile/profile.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/memory.h"
+#include "device/plugin.h"
 #include "plan/sizing.h"
 #include "quant/bf16.h"
 #include "quant/f16.h"
@@ -30,31 +32,41 @@ std::string parent(const std::string& path) {
 
 bool is_model_directory(const std::string& path) { return file_exists(path + "/config.json"); }
 
+// auto: the GPU's plug-in where it and a device are present. What then fails (an old driver, say) is told, and the CPU takes over.
+bool gpu_present() { return backend_installed("cuda") && file_exists("/dev/nvidiactl"); }
+
+Result<std::unique_ptr<Backend>> make_fast_backend(const OpenOptions& options) {
+  const bool cuda = options.backend == "cuda" || options.backend == "checked-cuda";
+  if (cuda || (options.backend == "auto" && gpu_present())) {
+    auto made = load_backend("cuda", {.device = options.gpu, .mapped = options.backend == "checked-cuda", .threads = options.threads});
+    if (made.ok() || cuda) return made;
+    log_warning(fmt::format("{}; using the CPU", made.error().message));
+  }
+  return make_cpu_backend({.threads = options.threads, .isa = options.isa, .batch_invariant = options.batch_invariant});
+}
+
 // With --profile, the backend that executes is decorated, so that with `checked` the reference beside it is not counted.
 Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, CheckedBackend** checked,
                                               std::unique_ptr<ProfileOutput>* output) {
   *checked = nullptr;
   const bool reference = options.backend == "reference";
-  if (!reference && options.backend != "cpu" && options.backend != "checked")
-    return input_error(fmt::format("--backend: expected cpu, reference or checked, found \"{}\"", options.backend));
+  std::unique_ptr<Backend> backend;
+  if (reference) {
+    backend = make_reference_backend();
+  } else {
+    DG_ASSIGN(backend, make_fast_backend(options));
+  }
   if (options.profile) {
     std::string isa = reference ? "generic" : options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
     DG_ASSIGN(*output, ProfileOutput::create(std::move(isa), options.threads, options.profile_trace));
-  }
-  auto profiled = [&](std::unique_ptr<Backend> backend) -> std::unique_ptr<Backend> {
-    if (!options.profile) return backend;
     auto profile = std::make_unique<ProfileBackend>(std::move(backend), (*output)->max_events());
     (*output)->attach(profile.get());
-    return profile;
-  };
-  if (reference) return profiled(make_reference_backend());
-  CpuOptions cpu{.threads = options.threads, .isa = options.isa, .batch_invariant = options.batch_invariant};
-  DG_ASSIGN(std::unique_ptr<Backend> fast, make_cpu_backend(cpu));
-  fast = profiled(std::move(fast));
-  if (options.backend == "cpu") return fast;
+    backend = std::move(profile);
+  }
+  if (!options.backend.starts_with("checked")) return backend;
   // As published, the fast kernels round activations, queries and probabilities to bf16 (2^-9) where the reference does not.
   const float tolerance = options.dtype == "float32" ? 2e-3f : 6e-2f;
-  auto both = std::make_unique<CheckedBackend>(std::move(fast), make_reference_backend(), tolerance);
+  auto both = std::make_unique<CheckedBackend>(std::move(backend), make_reference_backend(), tolerance);
   *checked = both.get();
   return std::unique_ptr<Backend>(std::move(both));
 }

@@ -18,7 +18,8 @@ namespace dg {
 class CheckedBackend;
 
 struct OpenOptions {
-  std::string backend = "cpu";  // cpu | reference | checked
+  std::string backend = "cpu";  // auto | cpu | cuda | reference | checked | checked-cuda
+  int gpu = 0;
   std::string isa = "auto";
   int threads = 0;             // 0: all physical cores allowed
   std::string dtype = "auto";  // auto: as published, bf16 cache | float32 | bfloat16 | float16

@@ -80,10 +80,11 @@ struct Prefill {
 Result<Prefill> prefill(Executor& executor, const std::vector<int32_t>& ids, int64_t chunk, BlockTable& blocks) {
   Prefill out;
   executor.set_observer([&](int layer, Tensor x) {
-    executor.backend().synchronise();
     if (static_cast<size_t>(layer) >= out.hidden.size()) out.hidden.resize(static_cast<size_t>(layer) + 1);
     auto& to = out.hidden[static_cast<size_t>(layer)];
-    to.insert(to.end(), x.f32(), x.f32() + x.elements());
+    const size_t before = to.size();
+    to.resize(before + static_cast<size_t>(x.elements()));
+    executor.backend().download(to.data() + before, x.data, x.bytes());
   });
   Result<void> done;
   for (size_t at = 0; at < ids.size() && done.ok(); at += static_cast<size_t>(chunk)) {

@@ -42,7 +42,7 @@ TEST(Options, BothSpellingsAliasesAndUnderscores) {
   EXPECT_EQ(options->number("repetition-penalty"), 1.5);
   EXPECT_TRUE(options->given("top-k"));
   EXPECT_FALSE(options->given("top-p"));
-  EXPECT_EQ(options->text("backend"), "cpu") << "the default";
+  EXPECT_EQ(options->text("backend"), "auto") << "the default";
 }
 
 TEST(Options, FlagsCanBeNegatedOrGivenAValue) {
@@ -91,7 +91,7 @@ TEST(Options, WrongTypesAndRanges) {
   EXPECT_THAT(message("generate", {"m", "--top-p", "1.01"}), HasSubstr("--top-p: expected a number from 0 to 1, found \"1.01\""));
   EXPECT_THAT(message("generate", {"m", "--temperature", "nan"}), HasSubstr("--temperature: expected a number from 0 to 100"));
   EXPECT_THAT(message("generate", {"m", "--backend", "cpus"}),
-              HasSubstr("--backend: expected one of cpu, reference, checked, found \"cpus\"; did you mean cpu?"));
+              HasSubstr("--backend: expected one of auto, cpu, cuda, reference, checked, checked-cuda, found \"cpus\"; did you mean cpu?"));
 }
 
 TEST(Options, Positionals) {

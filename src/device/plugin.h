@@ -1,6 +1,7 @@
 // Backends in shared libraries of their own, loaded when they are asked for: libdougong_<name>.so beside the program or in
 // ../lib/dougong. The program itself needs no driver and no vendor library.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -13,16 +14,21 @@ struct BackendOptions {
   int device = 0;
   // Memory that host and device both address (slow): for `checked` and tests.
   bool mapped = false;
+  int threads = 0;  // of the host, for work beside the device (sampling); 0: the physical cores this process may use
 };
+
+// A plug-in has its own copies of the floors below (so formats are compared by name, never by address) and is refused when it was
+// compiled with other declarations of them than the program.
+static constexpr const char* kPluginVersion = DG_BUILD_VERSION;
+static constexpr uint32_t kPluginLayout[] = {sizeof(Weight), sizeof(Tensor), sizeof(Format), sizeof(SequenceSlice), sizeof(MlaAttention),
+                                             sizeof(MoeRoute), sizeof(MoeExperts), sizeof(BackendOptions)};
 
 // What a plug-in exports, as `extern "C" const dg::BackendPlugin dougong_backend_plugin`.
 struct BackendPlugin {
-  const char* build;  // plugin_build() of the headers it was compiled with
+  const char* version = kPluginVersion;
+  const uint32_t* layout = kPluginLayout;
   Result<std::unique_ptr<Backend>> (*create)(const BackendOptions& options);
 };
-
-// Names the version and the layout of the interface: a plug-in of another build is refused.
-std::string plugin_build();
 
 // Errors: no such library (names the places looked at), another build, and what the plug-in says: no driver, no device, no memory.
 Result<std::unique_ptr<Backend>> load_backend(const std::string& name, const BackendOptions& options);

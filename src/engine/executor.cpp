@@ -16,11 +16,11 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   executor->arena_ = Arena(executor->arena_memory_->data(), options.arena_bytes);
   int64_t n = options.max_step_tokens;
   DG_ASSIGN(executor->index_memory_, backend.allocate(static_cast<size_t>(4 * n) * 4, "step indices"));
-  auto* base = static_cast<int32_t*>(executor->index_memory_->data());
-  executor->ids_ = Tensor::of(base, Dtype::kI32, {n});
-  executor->positions_ = Tensor::of(base + n, Dtype::kI32, {n});
-  executor->slots_ = Tensor::of(base + 2 * n, Dtype::kI32, {n});
-  executor->logit_rows_ = Tensor::of(base + 3 * n, Dtype::kI32, {n});
+  executor->indices_.resize(static_cast<size_t>(4 * n));
+  if (!backend.host_memory()) {
+    const int64_t bytes = options.max_logit_rows * model.config().vocab * 4;
+    DG_ASSIGN(executor->host_logits_, backend.allocate_host(static_cast<size_t>(bytes), "logits"));
+  }
   if (model.mtp_modules() > 0) {
     int64_t hidden = model.config().hidden;
     DG_ASSIGN(executor->carry_memory_, backend.allocate(static_cast<size_t>(options.max_step_sequences * hidden) * 4, "draft states"));
@@ -37,10 +37,9 @@ Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Te
 Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
   auto n = static_cast<int64_t>(rows.size());
   CHECK(rows.size() == sequences.size() && n <= carry_.rows());
-  for (int64_t i = 0; i < n; i++) *logit_rows_.i32(i) = rows[static_cast<size_t>(i)];
   Tensor carried = carry_.slice(0, 0, n);
-  backend_.gather_rows({.out = carried, .x = hidden, .rows = logit_rows_.slice(0, 0, n)});
-  backend_.synchronise();  // the indices are written again
+  backend_.upload(index_memory_->data(), rows.data(), rows.size_bytes());
+  backend_.gather_rows({.out = carried, .x = hidden, .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
   arena_.release(0);
   return run_forward(sequences, &carried);
 }
@@ -56,11 +55,15 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
     }
   }
   int64_t tokens = 0, rows = 0;
+  for (const StepSequence& s : sequences) tokens += static_cast<int64_t>(s.ids.size());
+  CHECK(tokens <= options_.max_step_tokens) << tokens << " rows";
+  int32_t *ids = indices_.data(), *positions = ids + tokens, *slots = positions + tokens, *logit_rows = slots + tokens;
+  tokens = 0;
   StepResult result;
   slices_.clear();
   for (const StepSequence& s : sequences) {
     auto count = static_cast<int64_t>(s.ids.size());
-    CHECK(count > 0 && tokens + count <= options_.max_step_tokens) << tokens << " + " << count << " rows";
+    CHECK(count > 0);
     slices_.push_back({.q_begin = static_cast<int>(tokens),
                        .q_len = static_cast<int>(count),
                        .kv_len = static_cast<int>(s.first_position + count),
@@ -68,12 +71,12 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
                        .decode = s.decode});
     result.first_row.push_back(rows);
     for (int64_t i = 0; i < count; i++) {
-      *ids_.i32(tokens + i) = s.ids[static_cast<size_t>(i)];
-      *positions_.i32(tokens + i) = static_cast<int32_t>(s.first_position + i);
-      *slots_.i32(tokens + i) = s.blocks->slot(s.first_position + i);
+      ids[tokens + i] = s.ids[static_cast<size_t>(i)];
+      positions[tokens + i] = static_cast<int32_t>(s.first_position + i);
+      slots[tokens + i] = s.blocks->slot(s.first_position + i);
       bool wanted = s.logits == LogitsWanted::kAll || (s.logits == LogitsWanted::kLast && i + 1 == count) ||
                     (s.logits == LogitsWanted::kRow && i == s.logit_row);
-      if (wanted) *logit_rows_.i32(rows++) = static_cast<int32_t>(tokens + i);
+      if (wanted) logit_rows[rows++] = static_cast<int32_t>(tokens + i);
     }
     tokens += count;
   }
@@ -82,12 +85,31 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   // The MTP pass reads `hidden` of the previous pass, which lives at the start of the arena: keep it there.
   if (!mtp_hidden) arena_.release(0);
   Ctx ctx{backend_, arena_, *kv_, observe_};
-  Batch batch{ids_.slice(0, 0, tokens), positions_.slice(0, 0, tokens), slots_.slice(0, 0, tokens), slices_, logit_rows_.slice(0, 0, rows)};
+  auto* base = static_cast<int32_t*>(index_memory_->data());
+  backend_.upload(base, indices_.data(), static_cast<size_t>(3 * tokens + rows) * sizeof(int32_t));
+  auto indices = [&](int64_t begin, int64_t n) { return Tensor::of(base + begin, Dtype::kI32, {n}); };
+  Batch batch{indices(0, tokens), indices(tokens, tokens), indices(2 * tokens, tokens), slices_, indices(3 * tokens, rows)};
   ForwardResult out = mtp_hidden ? model_.mtp_forward(ctx, batch, *mtp_hidden) : model_.forward(ctx, batch);
-  backend_.synchronise();
-  result.logits = out.logits;
   result.hidden = out.hidden;
+  result.logits = out.logits;
+  if (backend_.host_memory()) {
+    backend_.synchronise();
+  } else {
+    CHECK(!out.logits.valid() || out.logits.contiguous());
+    result.logits.data = host_logits_->data();
+    backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
+  }
   return result;
+}
+
+Tensor Executor::read_hidden(const StepResult& result, int64_t first, int64_t count) {
+  Tensor rows = result.hidden.slice(0, first, count);
+  if (backend_.host_memory()) return rows;
+  CHECK(rows.contiguous());
+  host_hidden_.resize(static_cast<size_t>(rows.elements()));
+  backend_.download(host_hidden_.data(), rows.data, rows.bytes());
+  rows.data = host_hidden_.data();
+  return rows;
 }
 
 }  // namespace dg

@@ -38,7 +38,7 @@ struct StepResult {
   // Per sequence of the step, the first of its logit rows in `logits`.
   std::vector<int64_t> first_row;
   Tensor logits;  // (rows, vocab) f32, host-readable, valid until the next step
-  Tensor hidden;  // (tokens, hidden) after the final norm, valid until the next step
+  Tensor hidden;  // (tokens, hidden) after the final norm, on the device, valid until the next step: read_hidden()
   const float* row(int64_t i) const { return logits.f32(i); }
 };
 
@@ -53,6 +53,9 @@ class Executor {
   // One more pass of the MTP module on some rows of the last one: one row per sequence, `hidden` (tokens, hidden) of that
   // pass, rows[i] the row that sequence i goes on from. The results of the passes before are no longer valid.
   Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows);
+
+  // Rows [first, first + count) of a step's hidden state in host memory, valid until the next call. (count, hidden)
+  Tensor read_hidden(const StepResult& result, int64_t first, int64_t count);
 
   Backend& backend() { return backend_; }
   Model& model() { return model_; }
@@ -70,8 +73,10 @@ class Executor {
   ExecutorOptions options_;
   std::unique_ptr<KvPool> kv_;
   std::unique_ptr<DeviceMemory> arena_memory_, index_memory_, carry_memory_;
+  std::unique_ptr<DeviceMemory> host_logits_;  // these two where the device's memory is not the host's
+  std::vector<float> host_hidden_;
   Arena arena_;
-  Tensor ids_, positions_, slots_, logit_rows_;  // (max_step_tokens) i32
+  std::vector<int32_t> indices_;  // ids, positions, slots and logit rows of a step, in this order without gaps
   Tensor carry_;                                 // (max_step_sequences, hidden) between passes of the MTP module
   std::vector<SequenceSlice> slices_;
   std::function<void(int, Tensor)> observe_;

@@ -157,8 +157,10 @@ void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out) {
   auto width = static_cast<size_t>(out.hidden.cols());
   bool mean = s.request.request.pooling == Pooling::kMean;
   if (!mean || s.pooled.size() != width) s.pooled.assign(width, 0);
-  for (int64_t j = mean ? 0 : item.rows - 1; j < item.rows; j++) {
-    const float* row = out.hidden.f32(first + j);
+  const int64_t from = mean ? 0 : item.rows - 1;
+  const Tensor hidden = executor_.read_hidden(out, first + from, item.rows - from);
+  for (int64_t j = 0; j < hidden.rows(); j++) {
+    const float* row = hidden.f32(j);
     for (size_t k = 0; k < width; k++) s.pooled[k] += row[k];
   }
 }

@@ -60,7 +60,7 @@ struct WeightStore::Buffers {
 Result<void> WeightStore::load_columns(const Item& item) const {
   DG_ASSIGN(std::vector<int32_t> columns, item.source->columns());
   CHECK(static_cast<int64_t>(columns.size()) == item.in) << item.name;
-  std::memcpy(place(item.columns_offset), columns.data(), columns.size() * sizeof(int32_t));
+  backend_.write(place(item.columns_offset), columns.data(), columns.size() * sizeof(int32_t));
   return {};
 }
 
@@ -93,40 +93,48 @@ Result<void> WeightStore::run_task(const Task& task, Buffers& b) const {
   const Item& item = *task.item;
   std::byte* data = place(item.data_offset);
   if (!item.source) {
-    std::memcpy(data, item.constant.data(), item.constant.size() * 4);
+    backend_.write(data, item.constant.data(), item.constant.size() * 4);
     return {};
   }
   const Format &from = *item.source_format, &kept = *item.format;
   const int64_t in = item.in;
-  auto kept_data = [&](int64_t row) { return data + row * kept.row_bytes(in); };
-  auto kept_scales = [&](int64_t row) {
-    return place(item.scale_offset) + row / kept.scale_rows * kept.scale_col_count(in) * kept.scale_bytes_each();
-  };
+  const bool direct = backend_.host_memory();  // rows are read and converted in their final place
+  auto scale_offset = [&](int64_t row) { return row / kept.scale_rows * kept.scale_col_count(in) * kept.scale_bytes_each(); };
   b.scratch.task_first = task.first;
   b.scratch.task_rows = task.rows;
   if (item.keeps_columns && task.first == 0) DG_TRY(load_columns(item));
-  if (&from == &kept && !item.prepared) {
-    DG_TRY(item.source->read(task.first, task.rows, kept_data(task.first), kept_scales(task.first), b.scratch));
-  } else {
-    const int64_t step = rows_of(kStepBytes, from.row_bytes(in));
-    for (int64_t first = task.first; first < task.first + task.rows; first += step) {
-      const int64_t rows = std::min(step, task.first + task.rows - first);
+  const bool copied = &from == &kept && !item.prepared;
+  const int64_t step = copied && direct ? task.rows : rows_of(copied ? kCopyBytes : kStepBytes, from.row_bytes(in));
+  for (int64_t first = task.first; first < task.first + task.rows; first += step) {
+    const int64_t rows = std::min(step, task.first + task.rows - first);
+    const auto kept_bytes = static_cast<size_t>(kept.data_bytes(rows, in)), scale_bytes = static_cast<size_t>(kept.scale_bytes(rows, in));
+    std::byte* data_place = data + first * kept.row_bytes(in);
+    std::byte* scale_place = place(item.scale_offset) + scale_offset(first);
+    const bool in_place = direct && !item.prepared;
+    std::byte* to = in_place ? data_place : nullptr;
+    std::byte* scales = in_place ? scale_place : nullptr;
+    if (&from == &kept) {
+      if (!in_place) to = at_least(b.data, static_cast<int64_t>(kept_bytes)), scales = at_least(b.scales, static_cast<int64_t>(scale_bytes));
+      DG_TRY(item.source->read(first, rows, to, scales, b.scratch));
+    } else {
       Weight source{&from, at_least(b.data, from.data_bytes(rows, in)), at_least(b.scales, from.scale_bytes(rows, in)), rows, in};
       DG_TRY(item.source->read(first, rows, b.data.data(), b.scales.data(), b.scratch));
-      if (&from != &kept) {
-        std::byte* to = item.prepared ? at_least(b.kept_data, kept.data_bytes(rows, in)) : kept_data(first);
-        std::byte* scales = item.prepared ? at_least(b.kept_scales, kept.scale_bytes(rows, in)) : kept_scales(first);
-        DG_TRY(convert(item, source, to, scales, b));
-        source = {&kept, to, scales, rows, in};
-      }
-      if (item.prepared) backend_.prepare(source, first, item.out, data);
+      if (!in_place)
+        to = at_least(b.kept_data, static_cast<int64_t>(kept_bytes)), scales = at_least(b.kept_scales, static_cast<int64_t>(scale_bytes));
+      DG_TRY(convert(item, source, to, scales, b));
     }
-  }
-  if (item.is_vector) {
-    const auto* values = reinterpret_cast<const float*>(data);
-    int64_t bad = weight_source::find_not_finite(values, in);
-    if (bad >= 0)
-      return input_error(fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source->tensors()[0]), values[bad], bad));
+    if (item.is_vector) {
+      int64_t bad = weight_source::find_not_finite(reinterpret_cast<const float*>(to), in);
+      if (bad >= 0)
+        return input_error(fmt::format("{}: expected finite numbers, found {} at [{}]", where(*item.source->tensors()[0]),
+                                       reinterpret_cast<const float*>(to)[bad], bad));
+    }
+    if (item.prepared) {
+      backend_.prepare({&kept, to, scales, rows, in}, first, item.out, data);
+    } else if (!direct) {
+      backend_.write(data_place, to, kept_bytes);
+      if (scale_bytes > 0) backend_.write(scale_place, scales, scale_bytes);
+    }
   }
   return {};
 }

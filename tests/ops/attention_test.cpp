@@ -19,7 +19,7 @@ class AttentionTest : public ::testing::TestWithParam<Param> {
 // All cache types with blocks of 16 tokens, all block sizes with bf16.
 std::vector<Param> attention_table() {
   std::vector<Param> table;
-  for (const std::string& isa : usable_cpu_isas()) {
+  for (const std::string& isa : tested_isas()) {
     for (Dtype dtype : {Dtype::kF32, Dtype::kBf16, Dtype::kF16, Dtype::kF8E4m3, Dtype::kI8}) table.emplace_back(isa, dtype, 16);
     for (int block_tokens : {1, 3, 64}) table.emplace_back(isa, Dtype::kBf16, block_tokens);
     table.emplace_back(isa, Dtype::kI8, 3);
@@ -44,9 +44,10 @@ double attention_tolerance(double dim, double q_norm, double k_norm, double scal
 }
 
 // Tiles multiply in bf16: q, the weights and, where the cache is neither bf16 nor fp8, k and v are rounded to it.
-constexpr double kBf16Eps = 1.0 / 512;  // half an ulp of 1
-
-bool rounds_to_bf16(const std::string& isa, Dtype cache) { return isa == "amx" && cache != Dtype::kF32 && cache != Dtype::kF16; }
+bool rounds_to_bf16(const std::string& isa, Dtype cache) {
+  if (accelerator()) return cache != Dtype::kF32;
+  return isa == "amx" && cache != Dtype::kF32 && cache != Dtype::kF16;
+}
 
 // What `roundings` of the operands to bf16 do to a result. Rounding q (or k) moves a score by the sum over i of d_i q_i k_i
 // scale with independent |d_i| <= eps, whose standard deviation is at most eps s with s = scale |q| |k| / sqrt(dim) when q and
@@ -245,7 +246,7 @@ using MlaParam = std::tuple<std::string, Dtype, std::string>;  // instruction se
 // All formats with a bf16 cache, all cache types with f32 weights.
 std::vector<MlaParam> mla_table() {
   std::vector<MlaParam> table;
-  for (const std::string& isa : usable_cpu_isas()) {
+  for (const std::string& isa : tested_isas()) {
     for (const std::string& format : all_format_names()) table.emplace_back(isa, Dtype::kBf16, format);
     for (Dtype dtype : {Dtype::kF32, Dtype::kF16, Dtype::kF8E4m3, Dtype::kI8}) table.emplace_back(isa, dtype, "f32");
   }

@@ -7,6 +7,8 @@
 
 #include "backends/cpu/reference.h"
 #include "device/cache_format.h"
+#include "device/plugin.h"
+#include "shared_heap.h"
 #include "quant/convert.h"
 
 namespace dg::ops_table {
@@ -16,7 +18,23 @@ Backend& reference() {
   return *backend;
 }
 
+bool accelerator() { return std::getenv("DG_TEST_BACKEND") != nullptr; }
+
+std::vector<std::string> tested_isas() {
+  if (accelerator()) return {std::getenv("DG_TEST_BACKEND")};
+  return usable_cpu_isas();
+}
+
 Backend& cpu(const std::string& isa, int threads) {
+  if (accelerator()) {
+    static std::unique_ptr<Backend> backend = [] {
+      auto made = load_backend(std::getenv("DG_TEST_BACKEND"), {.mapped = true, .threads = 2});
+      CHECK(made.ok()) << made.error().message;
+      share_heap_with_device();
+      return std::move(made).value();
+    }();
+    return *backend;
+  }
   static std::map<std::pair<std::string, int>, std::unique_ptr<Backend>> backends;
   auto& backend = backends[{isa, threads}];
   if (!backend) {
@@ -69,8 +87,10 @@ double Buffer::row_norm(int64_t t) const {
 }
 
 ::testing::AssertionResult same_row(const Buffer& a, int64_t row_a, const Buffer& b, int64_t row_b) {
+  const double rms = b.row_norm(row_b) / std::sqrt(static_cast<double>(b.row_elements()));
   for (int64_t i = 0; i < a.row_elements(); i++)
-    if (float_to_bits(a.at(row_a, i)) != float_to_bits(b.at(row_b, i)))
+    if (accelerator() ? !(std::fabs(a.at(row_a, i) - b.at(row_b, i)) <= 16 * kBf16Eps * (std::fabs(b.at(row_b, i)) + rms))
+                      : float_to_bits(a.at(row_a, i)) != float_to_bits(b.at(row_b, i)))
       return ::testing::AssertionFailure() << "rows " << row_a << " and " << row_b << " differ at " << i << ": " << a.at(row_a, i)
                                            << " and " << b.at(row_b, i);
   return ::testing::AssertionSuccess();

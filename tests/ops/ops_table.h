@@ -21,7 +21,13 @@ inline constexpr float kEps = 5.96e-8f;              // half an ulp of 1: the ro
 inline constexpr uint32_t kPoisonBits = 0x7fc0dead;  // a NaN: shows up when read, and when not written
 
 Backend& reference();
-Backend& cpu(const std::string& isa, int threads = 2);  // made once
+// Made once. With DG_TEST_BACKEND=cuda, say, that plug-in on memory which host and device share takes the place of the CPU's
+// instruction sets in every table.
+Backend& cpu(const std::string& isa, int threads = 2);
+std::vector<std::string> tested_isas();
+bool accelerator();
+// What an accelerator may lose per element: it multiplies in bf16 (f32 weights and caches excepted).
+inline constexpr double kBf16Eps = 1.0 / 512;  // half an ulp of 1
 uint64_t seed();
 
 class Random {
@@ -56,7 +62,7 @@ class Buffer {
   int64_t offset_ = 0;
 };
 
-// A row of `a` equals a row of `b` bit for bit.
+// A row of `a` equals a row of `b` bit for bit; to a few roundings of bf16 on an accelerator, whose kernels depend on the batch.
 ::testing::AssertionResult same_row(const Buffer& a, int64_t row_a, const Buffer& b, int64_t row_b);
 ::testing::AssertionResult same_rows(const Buffer& a, const Buffer& b);
 

@@ -18,6 +18,13 @@ class CheckedBackend : public Backend {
   std::string description() const override;
   bool supports(const Format& format) const override { return tested_->supports(format); }
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return tested_->allocate(bytes, purpose); }
+  Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override {
+    return tested_->allocate_host(bytes, purpose);
+  }
+  bool host_memory() const override { return tested_->host_memory(); }
+  void upload(void* to, const void* from, size_t bytes) override { tested_->upload(to, from, bytes); }
+  void download(void* to, const void* from, size_t bytes) override { tested_->download(to, from, bytes); }
+  void write(void* to, const void* from, size_t bytes) const override { tested_->write(to, from, bytes); }
   void synchronise() override { tested_->synchronise(); }
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override { tested_->host_parallel(n, fn); }
   int host_workers() const override { return tested_->host_workers(); }

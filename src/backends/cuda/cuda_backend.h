@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "device/backend.h"
 #include "device/plugin.h"
 
@@ -53,6 +54,12 @@ class CudaBackend : public Backend {
   void download(void* to, const void* from, size_t bytes) override;
   void write(void* to, const void* from, size_t bytes) const override;
   void synchronise() override;
+  void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override {
+    pool_.parallel_for(n, 1, [&](int64_t begin, int64_t end, int worker) {
+      for (int64_t i = begin; i < end; i++) fn(i, worker);
+    });
+  }
+  int host_workers() const override { return pool_.threads(); }
 
   // Products: product.cpp.
   bool supports(const Format& format) const override;
@@ -93,13 +100,14 @@ class CudaBackend : public Backend {
   const int device_;
   const bool mapped_;
   const cudaDeviceProp properties_;
+  ThreadPool pool_;
   cudaStream_t stream_ = nullptr;
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;
   };
   Block workspaces_[static_cast<size_t>(Workspace::kCount)];
-  std::unique_ptr<Products> products_;
+  std::shared_ptr<Products> products_;
   std::unique_ptr<Staging> staging_;
   DeviceSequences sequences_;
   std::vector<int32_t> sequence_words_, uploaded_words_;

@@ -42,6 +42,13 @@ class ProfileBackend : public Backend {
   const char* name() const override { return inner_->name(); }
   std::string description() const override { return inner_->description(); }
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return inner_->allocate(bytes, purpose); }
+  Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override {
+    return inner_->allocate_host(bytes, purpose);
+  }
+  bool host_memory() const override { return inner_->host_memory(); }
+  void upload(void* to, const void* from, size_t bytes) override { inner_->upload(to, from, bytes); }
+  void download(void* to, const void* from, size_t bytes) override { inner_->download(to, from, bytes); }
+  void write(void* to, const void* from, size_t bytes) const override { inner_->write(to, from, bytes); }
   bool executes() const override { return inner_->executes(); }
   bool supports(const Format& format) const override { return inner_->supports(format); }
   int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return inner_->prepared_bytes(format, out, in); }

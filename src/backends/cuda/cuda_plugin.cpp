@@ -1,0 +1,4 @@
+#include "backends/cuda/cuda_backend.h"
+
+extern "C" __attribute__((visibility("default"))) const dg::BackendPlugin dougong_backend_plugin;
+const dg::BackendPlugin dougong_backend_plugin{.create = dg::cuda::CudaBackend::create};
