@@ -132,7 +132,8 @@ struct WeightGeometry {
   int64_t aux_offset;
   int64_t bytes;  // a multiple of 64
 
-  int64_t padded_in() const { return chunks * chunk_columns(kind); }
+  // Columns from row to row, of the kinds with rows; in general those that x must have.
+  int64_t padded_in() const { return kind == WeightKind::kF32 ? in : chunks * chunk_columns(kind); }
 };
 WeightGeometry weight_geometry(WeightKind kind, int64_t out, int64_t in);
 
