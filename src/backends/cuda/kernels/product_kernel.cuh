@@ -1,0 +1,170 @@
+// The kernels around accumulate() and their launchers, instantiated per kind by product_*.cu.
+#pragma once
+#include <cstdio>
+#include <cstdlib>
+
+#include "backends/cuda/kernels/product_kernels.h"
+#include "backends/cuda/kernels/product_tile.cuh"
+
+namespace dg::cuda {
+namespace {
+
+extern __shared__ float product_shared[];
+
+// [begin, end) of part `part` of `parts`.
+__device__ __forceinline__ int part_begin(int chunks, int part, int parts) {
+  return static_cast<int>(static_cast<int64_t>(chunks) * part / parts);
+}
+
+template <WeightKind kKind, int kWeights, int kN, bool kF32X>
+__global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_kernel(const ProductArgs a) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts_in_cta = kProductWarps / a.row_tiles;
+  const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1);
+  const int part = blockIdx.y * parts_in_cta + warp / a.row_tiles, parts = gridDim.y * parts_in_cta;
+  const bool active = wanted < a.tiles;
+  const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
+
+  float acc[kWeights][kN][4] = {};
+  {
+    uint32_t x_offset[kN];
+#pragma unroll
+    for (int n = 0; n < kN; n++) x_offset[n] = static_cast<uint32_t>(min(n * 8 + lane / 4, a.tokens - 1)) * a.ldx + lane % 4 * 8;
+    if constexpr (kWeights == 2) {
+      const LaneTile<kKind> tiles[2] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane},
+                                        {a.data[1], a.aux[1], tile, a.tile_bytes, a.out, a.chunks, lane}};
+      accumulate<kKind, kN, 2, kF32X>(tiles, begin, end, a.x, x_offset, acc);
+    } else {
+      const LaneTile<kKind> tiles[1] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane}};
+      accumulate<kKind, kN, 1, kF32X>(tiles, begin, end, a.x, x_offset, acc);
+    }
+  }
+  if (!reduce_parts(acc, a.row_tiles, product_shared) || !active) return;
+#pragma unroll
+  for (int m = 0; m < kWeights; m++) scale_rows<kKind>(a.aux[m], tile, lane, acc[m]);
+
+#pragma unroll
+  for (int n = 0; n < kN; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int token = n * 8 + lane % 4 * 2 + i % 2, row = tile * kTileRows + lane / 4 + i / 2 * 8;
+      if (token >= a.tokens) continue;
+      if (gridDim.y > 1) {
+#pragma unroll
+        for (int m = 0; m < kWeights; m++)
+          a.partial[((static_cast<int64_t>(blockIdx.y) * kWeights + m) * a.tokens + token) * (a.tiles * kTileRows) + row] = acc[m][n][i];
+      } else if (row < a.out) {
+        float v = acc[0][n][i];
+        if constexpr (kWeights == 2) v = silu(v) * acc[1][n][i];
+        else if (a.bias) v += __ldg(a.bias + row);
+        a.to[token * a.ld_to + row] = v;
+      }
+    }
+}
+
+template <WeightKind kKind, int kWeights, int kN>
+__device__ __forceinline__ void grouped_item(const GroupedArgs& a, const GroupedItem& item) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = kProductWarps / a.row_tiles;
+  const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1), part = warp / a.row_tiles;
+  const bool active = wanted < a.tiles;
+  const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
+  const ExpertMatrices& expert = a.experts[item.expert];
+
+  float acc[kWeights][kN][4] = {};
+  {
+    uint32_t x_offset[kN];
+#pragma unroll
+    for (int n = 0; n < kN; n++) {
+      const int pair = item.begin + min(n * 8 + lane / 4, item.count - 1);
+      x_offset[n] = static_cast<uint32_t>(a.row_of ? __ldg(a.row_of + pair) : pair) * a.ldx + lane % 4 * 8;
+    }
+    if constexpr (kWeights == 2) {
+      const LaneTile<kKind> tiles[2] = {{expert.data[0], expert.data[0] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane},
+                                        {expert.data[1], expert.data[1] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
+      accumulate<kKind, kN, 2, false>(tiles, begin, end, a.x, x_offset, acc);
+    } else {
+      const uint8_t* data = expert.data[a.matrix];
+      const LaneTile<kKind> tiles[1] = {{data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
+      accumulate<kKind, kN, 1, false>(tiles, begin, end, a.x, x_offset, acc);
+    }
+  }
+  if (!reduce_parts(acc, a.row_tiles, product_shared) || !active) return;
+#pragma unroll
+  for (int m = 0; m < kWeights; m++) scale_rows<kKind>(expert.data[kWeights == 2 ? m : a.matrix] + a.aux_offset, tile, lane, acc[m]);
+
+#pragma unroll
+  for (int n = 0; n < kN; n++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int pair = n * 8 + lane % 4 * 2 + i % 2, row = tile * kTileRows + lane / 4 + i / 2 * 8;
+      if (pair >= item.count || row >= a.out) continue;
+      const int64_t at = (item.begin + pair) * a.ld_to + row;
+      if constexpr (kWeights == 2) static_cast<__nv_bfloat16*>(a.to)[at] = __float2bfloat16_rn(silu(acc[0][n][i]) * acc[1][n][i]);
+      else static_cast<float*>(a.to)[at] = acc[0][n][i];
+    }
+}
+
+template <WeightKind kKind, int kWeights, int kMostN>
+__global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) grouped_kernel(const GroupedArgs a) {
+  if (static_cast<int>(blockIdx.y) >= *a.item_count) return;
+  const GroupedItem item = a.items[blockIdx.y];
+  if (kMostN >= 8 && item.count > 32) grouped_item<kKind, kWeights, kMostN>(a, item);
+  else if (kMostN >= 4 && item.count > 16) grouped_item < kKind, kWeights, kMostN<4 ? kMostN : 4>(a, item);
+  else if (kMostN >= 2 && item.count > 8) grouped_item < kKind, kWeights, kMostN<2 ? kMostN : 2>(a, item);
+  else grouped_item<kKind, kWeights, 1>(a, item);
+}
+
+[[noreturn]] inline void no_kernel(const char* what, int n) {
+  std::fprintf(stderr, "dougong: no %s kernel of %d tiles\n", what, n);
+  std::abort();
+}
+
+template <WeightKind kKind, int kWeights>
+void launch_product_weights(const ProductShape& s, const ProductArgs& a, cudaStream_t stream) {
+  const dim3 grid((a.tiles + a.row_tiles - 1) / a.row_tiles, s.splits);
+  const size_t shared = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n);
+  constexpr int threads = kProductWarps * 32;
+  if (shared > kProductSharedBytes) no_kernel("product", -a.row_tiles);
+  switch (s.tiles_n) {
+    case 1:
+      if (s.f32_x) product_kernel<kKind, kWeights, 1, true><<<grid, threads, shared, stream>>>(a);
+      else product_kernel<kKind, kWeights, 1, false><<<grid, threads, shared, stream>>>(a);
+      return;
+    case 2: product_kernel<kKind, kWeights, 2, false><<<grid, threads, shared, stream>>>(a); return;
+    case 4: product_kernel<kKind, kWeights, 4, false><<<grid, threads, shared, stream>>>(a); return;
+    case 8: product_kernel<kKind, kWeights, 8, false><<<grid, threads, shared, stream>>>(a); return;
+    default: no_kernel("product", s.tiles_n);
+  }
+}
+
+template <WeightKind kKind, int kWeights>
+void launch_grouped_weights(const GroupedShape& s, const GroupedArgs& a, cudaStream_t stream) {
+  const dim3 grid((a.tiles + a.row_tiles - 1) / a.row_tiles, a.most_items);
+  const size_t shared = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n);
+  constexpr int threads = kProductWarps * 32;
+  if (shared > kProductSharedBytes) no_kernel("grouped product", -a.row_tiles);
+  switch (s.tiles_n) {
+    case 1: grouped_kernel<kKind, kWeights, 1><<<grid, threads, shared, stream>>>(a); return;
+    case 2: grouped_kernel<kKind, kWeights, 2><<<grid, threads, shared, stream>>>(a); return;
+    case 8: grouped_kernel<kKind, kWeights, 8><<<grid, threads, shared, stream>>>(a); return;
+    default: no_kernel("grouped product", s.tiles_n);
+  }
+}
+
+}  // namespace
+
+template <WeightKind kKind>
+void launch_product_kind(const ProductShape& s, const ProductArgs& a, cudaStream_t stream) {
+  if (s.glu) launch_product_weights<kKind, 2>(s, a, stream);
+  else launch_product_weights<kKind, 1>(s, a, stream);
+}
+template <WeightKind kKind>
+void launch_grouped_kind(const GroupedShape& s, const GroupedArgs& a, cudaStream_t stream) {
+  if (s.glu) launch_grouped_weights<kKind, 2>(s, a, stream);
+  else launch_grouped_weights<kKind, 1>(s, a, stream);
+}
+
+}  // namespace dg::cuda
+
+#define DG_PRODUCT_KIND(kind)                                                                                                         \
+  template void ::dg::cuda::launch_product_kind<::dg::cuda::WeightKind::kind>(const ProductShape&, const ProductArgs&, cudaStream_t); \
+  template void ::dg::cuda::launch_grouped_kind<::dg::cuda::WeightKind::kind>(const GroupedShape&, const GroupedArgs&, cudaStream_t);

@@ -1,0 +1,252 @@
+// The inner loop of all products with few rows of x: a warp multiplies 16 rows of a weight (two weights for gate and up) with N tiles of 8
+// rows of x by mma.m16n8k16, weights as A. It streams the weights from memory to registers, some chunks ahead, and unpacks them there; x
+// comes as bf16 (or f32) through L1, which the warps of a CTA share because they are at about the same columns.
+//
+// Order of the columns: in a group of 32, lane 4 g + t of a warp holds columns 8 t .. 8 t + 7 of weight rows g, g + 8 and of x row g. Step
+// 0 of the two mma takes the first four of them as its k = 2 t, 2 t + 1, 2 t + 8, 2 t + 9, step 1 the others. So x is read in plain order,
+// 16 bytes per lane, and any layout in which these 8 weights lie together will do.
+//
+// Scales of groups multiply the group's sum, in f32: acc += scale * (codes . x). Offsets multiply the group's sum of x, which two more
+// mma with ones as A give in the right registers.
+//
+// Arithmetic per chunk and tile (1024 bytes of codes = 51 clocks of an SM's share of 4.8 TB/s, 205 issue slots of a scheduler): 4 bits, N =
+// 1: 120 unpacking, 8 mma, 32 scaling, 16 loads: near the limit; 8 bits: about 75 + 4 + 8; bf16: 2 mma.
+#pragma once
+#include "backends/cuda/kernels/product_kernels.h"
+#include "backends/cuda/kernels/weight_unpack.cuh"
+
+namespace dg::cuda {
+
+__device__ __forceinline__ uint4 load_once(const uint8_t* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+template <int kWords>
+__device__ __forceinline__ void load_words_once(const uint8_t* p, uint32_t* to) {
+  if constexpr (kWords == 1) asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(p));
+  if constexpr (kWords == 2) asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(p));
+  if constexpr (kWords == 4) {
+    const uint4 v = load_once(p);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  }
+}
+
+// d += a b: a 16 x 16 rows of bf16 (a0: row g, a1: row g + 8, a2, a3: their columns 8..15), b 16 x 8.
+__device__ __forceinline__ void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+template <WeightKind kKind>
+constexpr int kStageWords = square_side(kKind) == 128  ? 1
+                            : square_side(kKind) == 32 ? 2
+                                                       : kScaleWords<kKind>;
+template <WeightKind kKind>
+constexpr bool kScaled = kStageWords<kKind> > 0;
+template <WeightKind kKind>
+constexpr bool kHasOffset = kKind == WeightKind::kCode8Offset || kKind == WeightKind::kCode4Offset;
+
+// A lane's part of one chunk of one tile.
+template <WeightKind kKind>
+struct Chunk {
+  static constexpr int kWords = kStageWords<kKind> > 0 ? kStageWords<kKind> : 1;
+  uint4 codes[2];              // rows g, g + 8
+  uint32_t scales[2][kWords];  // squares: both rows share scales[0]
+};
+
+// Where a lane reads a tile.
+template <WeightKind kKind>
+struct LaneTile {
+  const uint8_t *low, *high;  // rows g, g + 8 of chunk 0
+  const uint8_t* scales;
+
+  // Rows beyond the matrix repeat its last row where the layout is not padded: nobody reads their results.
+  __device__ __forceinline__ LaneTile(const uint8_t* data, const uint8_t* aux, int tile, int64_t tile_bytes, int out, int chunks,
+                                      int lane) {
+    if constexpr (kKind == WeightKind::kBf16) {
+      const int64_t row_bytes = tile_bytes / kTileRows;
+      const int row = tile * kTileRows + lane / 4;
+      low = data + min(row, out - 1) * row_bytes + lane % 4 * 16;
+      high = data + min(row + 8, out - 1) * row_bytes + lane % 4 * 16;
+      scales = nullptr;
+    } else {
+      const uint8_t* base = data + tile * tile_bytes;
+      low = base + lane * 16;
+      high = low + 512;
+      if constexpr (square_side(kKind) != 0) scales = aux + tile * kTileRows / square_side(kKind) * square_pitch(kKind, chunks) * 4;
+      else scales = base + scale_offset(kKind, lane / 4, 0);
+    }
+  }
+
+  __device__ __forceinline__ void load(Chunk<kKind>& to, int chunk) const {
+    constexpr int stride = kKind == WeightKind::kBf16 ? 64 : block_bytes(kKind);
+    const int64_t at = static_cast<int64_t>(chunk) * stride;
+    to.codes[0] = load_once(low + at);
+    to.codes[1] = load_once(high + at);
+    if constexpr (square_side(kKind) == 128) {
+      to.scales[0][0] = __ldg(reinterpret_cast<const uint32_t*>(scales) + chunk / 2);
+    } else if constexpr (square_side(kKind) == 32) {
+      const uint2 v = __ldg(reinterpret_cast<const uint2*>(scales) + chunk);
+      to.scales[0][0] = v.x, to.scales[0][1] = v.y;
+    } else if constexpr (kScaled<kKind>) {
+      constexpr int rows8 = 8 * kScaleWords<kKind> * 4;
+      load_words_once<kScaleWords<kKind>>(scales + at, to.scales[0]);
+      load_words_once<kScaleWords<kKind>>(scales + at + rows8, to.scales[1]);
+    }
+  }
+};
+
+// Scale of row g (half 0) or g + 8 (half 1) in group j.
+template <WeightKind kKind>
+__device__ __forceinline__ float chunk_scale(const Chunk<kKind>& c, int half, int j) {
+  if constexpr (square_side(kKind) == 128) return __uint_as_float(c.scales[0][0]);
+  else if constexpr (square_side(kKind) == 32) return __uint_as_float(c.scales[0][j]);
+  else return group_scale<kKind>(c.scales[half], j);
+}
+// What the sum of x is multiplied with: the offset, less 128 times the scale where codes come out 128 too large.
+template <WeightKind kKind>
+__device__ __forceinline__ float chunk_offset(const Chunk<kKind>& c, int half, int j) {
+  const float offset = group_offset<kKind>(c.scales[half], j);
+  if constexpr (kKind == WeightKind::kCode4Offset) return fmaf(-128.0f, group_scale<kKind>(c.scales[half], j), offset);
+  else return offset;
+}
+
+template <WeightKind kKind>
+__device__ __forceinline__ void chunk_codes(const Chunk<kKind>& c, int half, int j, uint32_t (&p)[4]) {
+  const uint4& w = c.codes[half];
+  if constexpr (kKind == WeightKind::kBf16) p[0] = w.x, p[1] = w.y, p[2] = w.z, p[3] = w.w;
+  else if constexpr (chunk_groups(kKind) == 2) unpack_codes<kKind>(j == 0 ? w.x : w.z, j == 0 ? w.y : w.w, p);
+  else unpack_codes<kKind>(j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w, 0, p);
+}
+
+// Eight columns of a row of x as pairs of bf16.
+template <bool kF32>
+__device__ __forceinline__ void load_x(const void* x, uint32_t offset, uint32_t (&b)[4]) {
+  if constexpr (kF32) {
+    const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + offset);
+    const float4 v = __ldg(p), w = __ldg(p + 1);
+    b[0] = pack_bf162(v.x, v.y), b[1] = pack_bf162(v.z, v.w), b[2] = pack_bf162(w.x, w.y), b[3] = pack_bf162(w.z, w.w);
+  } else {
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(x) + offset));
+    b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
+  }
+}
+
+// acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
+// x that lane 4 g + t holds in tile n.
+template <WeightKind kKind, int kN, int kWeights, bool kF32X>
+__device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
+                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4]) {
+  constexpr int kAhead = kWeights == 2 ? 2 : kN <= 2 ? (chunk_groups(kKind) == 4 ? 3 : 4) : kN == 4 ? 4 : 2;  // chunks in flight
+  constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;                                                    // groups that share a scale
+  constexpr uint32_t kOnes = 0x3f803f80u;
+  Chunk<kKind> ring[kAhead][kWeights];
+#pragma unroll
+  for (int u = 0; u < kAhead; u++)
+    if (begin + u < end)
+#pragma unroll
+      for (int m = 0; m < kWeights; m++) tiles[m].load(ring[u][m], begin + u);
+
+  for (int first = begin; first < end; first += kAhead) {
+#pragma unroll
+    for (int u = 0; u < kAhead; u++) {
+      const int chunk = first + u;
+      if (chunk >= end) break;
+      Chunk<kKind> now[kWeights];
+#pragma unroll
+      for (int m = 0; m < kWeights; m++) {
+        now[m] = ring[u][m];
+        if (chunk + kAhead < end) tiles[m].load(ring[u][m], chunk + kAhead);
+      }
+#pragma unroll
+      for (int unit = 0; unit < chunk_groups(kKind); unit += kUnit) {
+        uint32_t a[kWeights][kUnit][2][4];
+#pragma unroll
+        for (int m = 0; m < kWeights; m++)
+#pragma unroll
+          for (int j = 0; j < kUnit; j++) {
+            chunk_codes<kKind>(now[m], 0, unit + j, a[m][j][0]);
+            chunk_codes<kKind>(now[m], 1, unit + j, a[m][j][1]);
+          }
+#pragma unroll
+        for (int n = 0; n < kN; n++) {
+          uint32_t b[kUnit][4];
+#pragma unroll
+          for (int j = 0; j < kUnit; j++) load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + (unit + j) * 32, b[j]);
+          float sum[4] = {};
+          if constexpr (kHasOffset<kKind>) {
+            mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][0], b[0][1]);
+            mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][2], b[0][3]);
+          }
+#pragma unroll
+          for (int m = 0; m < kWeights; m++) {
+            if constexpr (!kScaled<kKind>) {
+              const auto &low = a[m][0][0], &high = a[m][0][1];
+              mma(acc[m][n], low[0], high[0], low[1], high[1], b[0][0], b[0][1]);
+              mma(acc[m][n], low[2], high[2], low[3], high[3], b[0][2], b[0][3]);
+            } else {
+              float d[4] = {};
+#pragma unroll
+              for (int j = 0; j < kUnit; j++) {
+                const auto &low = a[m][j][0], &high = a[m][j][1];
+                mma(d, low[0], high[0], low[1], high[1], b[j][0], b[j][1]);
+                mma(d, low[2], high[2], low[3], high[3], b[j][2], b[j][3]);
+              }
+#pragma unroll
+              for (int i = 0; i < 4; i++) {
+                acc[m][n][i] = fmaf(chunk_scale<kKind>(now[m], i / 2, unit), d[i], acc[m][n][i]);
+                if constexpr (kHasOffset<kKind>) acc[m][n][i] = fmaf(chunk_offset<kKind>(now[m], i / 2, unit), sum[i], acc[m][n][i]);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Factors of whole rows.
+template <WeightKind kKind, int kN>
+__device__ __forceinline__ void scale_rows(const uint8_t* aux, int tile, int lane, float (&acc)[kN][4]) {
+  if constexpr (has_row_scale(kKind)) {
+    const float* scales = reinterpret_cast<const float*>(aux) + tile * kTileRows + lane / 4;
+    const float low = __ldg(scales), high = __ldg(scales + 8);
+#pragma unroll
+    for (int n = 0; n < kN; n++) acc[n][0] *= low, acc[n][1] *= low, acc[n][2] *= high, acc[n][3] *= high;
+  }
+}
+
+__device__ __forceinline__ float silu(float v) { return v / (1.0f + expf(-v)); }
+
+// The sums of the warps of a CTA that share a tile (warp = part * row_tiles + tile), in order, in the warps of part 0; true for these.
+template <int kWeights, int kN>
+__device__ __forceinline__ bool reduce_parts(float (&acc)[kWeights][kN][4], int row_tiles, float* shared) {
+  constexpr int kValues = kWeights * kN * 4;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = kProductWarps / row_tiles;
+  if (parts == 1) return true;
+  if (warp >= row_tiles) {
+    float* to = shared + (warp - row_tiles) * kValues * 32 + lane;
+#pragma unroll
+    for (int m = 0; m < kWeights; m++)
+#pragma unroll
+      for (int n = 0; n < kN; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) to[((m * kN + n) * 4 + i) * 32] = acc[m][n][i];
+  }
+  __syncthreads();
+  if (warp >= row_tiles) return false;
+  for (int part = 1; part < parts; part++) {
+    const float* from = shared + ((part - 1) * row_tiles + warp) * kValues * 32 + lane;
+#pragma unroll
+    for (int m = 0; m < kWeights; m++)
+#pragma unroll
+      for (int n = 0; n < kN; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[m][n][i] += from[((m * kN + n) * 4 + i) * 32];
+  }
+  return true;
+}
+
+}  // namespace dg::cuda
