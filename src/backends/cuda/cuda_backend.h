@@ -102,6 +102,9 @@ class CudaBackend : public Backend {
   const DeviceSequences& sequences(std::span<const SequenceSlice> slices, int64_t block_tokens);
   // kv_b row by row as bf16 or f32.
   const void* latent_weight(const Weight& kv_b, bool bf16);
+  // One long prefill with keys and values made for it; the rows [first, last) of the batch in absorbed form.
+  void mla_made(const MlaAttention& op, const SequenceSlice& slice, const int32_t* blocks, const void* weight);
+  void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, int64_t first, int64_t last);
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
   struct Products;  // cuBLASLt handle and chosen algorithms: product.cpp

@@ -5,6 +5,8 @@
 // Bytes: 2 x head_dim x element for each position and kv head, read once; partial results are 1/16 of that or less. Tensor cores run
 // with 1/16 to 16/16 of their rows in use; at 16 x 8 x 16 multiply-adds for 512 bytes they are below a tenth busy. Bound: memory.
 // 3 stages x 8 KiB x 4 warps x 2 blocks keep 128 KiB in flight on a multiprocessor, four times what the latency of H200 memory asks for.
+#include <algorithm>
+
 #include "backends/cuda/kernels/cache_rows.h"
 #include "backends/cuda/kernels/shared_memory.h"
 
@@ -18,7 +20,7 @@ struct DecodeShape {
   static constexpr int kRowBytes = kDim * 2, kTile = kTokens * kRowBytes, kStage = 2 * kTile;  // K, V
   static constexpr int kStages = kAsync ? 3 : 1, kRing = kStages * kStage;
   static constexpr int kMerge = kWarps * kPairs * kDim * 4;
-  static constexpr int kTiles = kWarps * kRing > kMerge ? kWarps* kRing : kMerge;
+  static constexpr int kTiles = std::max(kWarps * kRing, kMerge);
   static constexpr int kShared = kTiles + 2 * kWarps * kPairs * 4;
 };
 
@@ -37,9 +39,8 @@ __device__ __forceinline__ void convert_tile(const AttentionArgs& a, const int32
       v = load_eight<kElement>(a.v, cache_row(a.v, blocks, begin + row), kv_head * kDim + chunk * 8);
     }
     const uint32_t at = tile_address(stage, row, chunk, kDim * 2);
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at), "r"(k.x), "r"(k.y), "r"(k.z), "r"(k.w) : "memory");
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at + kTokens * kDim * 2), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
+    store_chunk(at, k);
+    store_chunk(at + kTokens * kDim * 2, v);
   }
 }
 
@@ -80,16 +81,19 @@ __global__ void __launch_bounds__(kWarps * 32) decode_kernel(const AttentionArgs
     }
   }
 
+  constexpr int kStride = kWarps * kTokens;
+  auto block_of = [&](int at) { return blocks[min(at + lane % kTokens, end - 1) / a.k.block_tokens]; };
+  int next_block = kAsync ? block_of(begin + warp * kTokens) : 0;
   // One step's K and V to a stage of this warp's ring.
   auto issue = [&](int at, int stage) {
     const uint32_t to = ring + static_cast<uint32_t>(stage * Shape::kStage);
     if constexpr (kAsync) {
       constexpr int kChunks = kDim / 8, kRows = 32 / kChunks;
-      // Lane r finds row r; the others ask it.
-      const int position = min(at + lane % kTokens, end - 1), block = position / a.k.block_tokens;
-      const int64_t block_id = blocks[block], offset = position - block * a.k.block_tokens;
+      // Lane r finds row r, its block one step ahead; the others ask it.
+      const int64_t block_id = next_block, offset = min(at + lane % kTokens, end - 1) % a.k.block_tokens;
       const int64_t k_offset = block_id * a.k.block_bytes + offset * a.k.row_bytes;
       const int64_t v_offset = block_id * a.v.block_bytes + offset * a.v.row_bytes;
+      next_block = block_of(at + kStride);
       const int column = kv_head * kRowBytes + lane % kChunks * 16;
 #pragma unroll
       for (int i = 0; i < kTokens / kRows; i++) {
@@ -109,7 +113,6 @@ __global__ void __launch_bounds__(kWarps * 32) decode_kernel(const AttentionArgs
     }
   };
 
-  constexpr int kStride = kWarps * kTokens;
   int next = begin + warp * kTokens, next_stage = 0;
   auto prefetch = [&] {
     if (next < end) issue(next, next_stage);
@@ -149,47 +152,16 @@ __global__ void __launch_bounds__(kWarps * 32) decode_kernel(const AttentionArgs
     }
 
     float shrink[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-          float& score = s[n][2 * half + c];
-          score = at + n * 8 + 2 * t + c < limit[half] ? score * scale : -INFINITY;
-          top = fmaxf(top, score);
-        }
-      RunningRow& row = rows[half];
-      top = fmaxf(row.top, quad_max(top));
-      const float base = softmax_base(top);
-      shrink[half] = row.top == top ? 1.0f : exp2f(row.top - base);
-      row.top = top;
-      row.sum *= shrink[half];
-#pragma unroll
-      for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-          float& score = s[n][2 * half + c];
-          score = exp2f(score - base);
-          row.sum += score;
-        }
-    }
-    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-#pragma unroll
-      for (int n = 0; n < kDim / 8; n++) {
-        acc[n][0] *= shrink[0], acc[n][1] *= shrink[0];
-        acc[n][2] *= shrink[1], acc[n][3] *= shrink[1];
-      }
-    }
-    const uint32_t p[4] = {pack_bf16(s[0][0], s[0][1]), pack_bf16(s[0][2], s[0][3]), pack_bf16(s[1][0], s[1][1]),
-                           pack_bf16(s[1][2], s[1][3])};
+    uint32_t p[1][4];
+    softmax_step(s, rows, shrink, limit, at, true, scale, t);
+    shrink_rows(acc, shrink);
+    pack_weights(p, s);
 #pragma unroll
     for (int j = 0; j < kDim / 16; j++) {
       uint32_t b[4];
       load_matrices_transposed(b, fragment_a(v_tile, 0, 2 * j, kRowBytes, lane));
-      mma(acc[2 * j], p, b[0], b[1]);
-      mma(acc[2 * j + 1], p, b[2], b[3]);
+      mma(acc[2 * j], p[0], b[0], b[1]);
+      mma(acc[2 * j + 1], p[0], b[2], b[3]);
     }
   }
 

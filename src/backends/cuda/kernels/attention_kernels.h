@@ -113,4 +113,22 @@ void launch_latent_output(const ProjectArgs& args, cudaStream_t stream);
 void launch_latent_query_general(const ProjectArgs& args, cudaStream_t stream);
 void launch_latent_output_general(const ProjectArgs& args, cudaStream_t stream);
 
+// Latent attention of one prefill sequence with k and v of `heads` heads made from the latent rows: nope 128, rope 64, v_dim 128.
+inline constexpr int kMadeNope = 128, kMadeValue = 128;
+inline constexpr bool made_latent(int64_t nope, int64_t v_dim) { return nope == kMadeNope && v_dim == kMadeValue; }
+struct MadeArgs {
+  const float* q;  // row 0 of the sequence, head 0 of these
+  float* out;
+  int64_t q_row, q_head, out_row, out_head;
+  const uint16_t* weight;  // rows of kv_b of these heads
+  uint16_t* latent;        // (kv_len, 576)
+  uint16_t* made;          // (kv_len, heads, nope + v_dim)
+  int q_len, kv_len, heads;
+  float scale;
+};
+// The first kv_len rows of the sequence whose block ids (on the device) are `blocks`, as bf16 without gaps.
+void launch_gather_latent(const CacheView& cache, const int32_t* blocks, int kv_len, uint16_t* latent, cudaStream_t stream);
+void launch_make_keys_values(const MadeArgs& args, cudaStream_t stream);
+void launch_made_attention(const MadeArgs& args, cudaStream_t stream);
+
 }  // namespace dg::cuda

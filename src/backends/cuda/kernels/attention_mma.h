@@ -18,6 +18,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) { return stati
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
+__device__ __forceinline__ void store_chunk(uint32_t to, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Until all but the latest `kPending` groups of this thread have arrived.
 template <int kPending>
@@ -83,5 +86,62 @@ struct RunningRow {
 };
 // What weights are relative to: the largest score, or 0 while nothing was seen.
 __device__ __forceinline__ float softmax_base(float top) { return top == -INFINITY ? 0.0f : top; }
+
+// One step of the softmax of rows g and g + 8 over 8 kWide positions from `at` on, whose scores (not yet scaled; scale has log2 e in it)
+// become weights relative to the new largest score. A row sees positions below its limit. `shrink` is what sums so far are multiplied by.
+template <int kWide>
+__device__ __forceinline__ void softmax_step(float (&s)[kWide][4], RunningRow (&rows)[2], float (&shrink)[2], const int (&limit)[2], int at,
+                                             bool mask, float scale, int t) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    if (mask) {
+#pragma unroll
+      for (int n = 0; n < kWide; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++)
+          if (at + n * 8 + 2 * t + c >= limit[half]) s[n][2 * half + c] = -INFINITY;
+    }
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < kWide; n++) top = fmaxf(top, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    RunningRow& row = rows[half];
+    top = fmaxf(row.top, quad_max(top) * scale);
+    const float base = softmax_base(top);
+    shrink[half] = row.top == top ? 1.0f : exp2f(row.top - base);
+    row.top = top;
+    row.sum *= shrink[half];
+#pragma unroll
+    for (int n = 0; n < kWide; n++)
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        float& score = s[n][2 * half + c];
+        score = exp2f(__fmaf_rn(score, scale, -base));
+        row.sum += score;
+      }
+  }
+}
+
+// Multiplies the columns of rows g and g + 8.
+template <int kWide>
+__device__ __forceinline__ void shrink_rows(float (&acc)[kWide][4], const float (&shrink)[2]) {
+  if (!__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
+#pragma unroll
+  for (int n = 0; n < kWide; n++) {
+    acc[n][0] *= shrink[0], acc[n][1] *= shrink[0];
+    acc[n][2] *= shrink[1], acc[n][3] *= shrink[1];
+  }
+}
+
+// Weights of 8 kWide positions (two C fragments each) as A fragments.
+template <int kWide>
+__device__ __forceinline__ void pack_weights(uint32_t (&p)[kWide / 2][4], const float (&s)[kWide][4]) {
+#pragma unroll
+  for (int n = 0; n < kWide / 2; n++) {
+    p[n][0] = pack_bf16(s[2 * n][0], s[2 * n][1]);
+    p[n][1] = pack_bf16(s[2 * n][2], s[2 * n][3]);
+    p[n][2] = pack_bf16(s[2 * n + 1][0], s[2 * n + 1][1]);
+    p[n][3] = pack_bf16(s[2 * n + 1][2], s[2 * n + 1][3]);
+  }
+}
 
 }  // namespace dg::cuda

@@ -21,10 +21,6 @@ struct PrefillShape {
   static constexpr int kShared = kQueries + 2 * kStage;
 };
 
-__device__ __forceinline__ void store_chunk(uint32_t at, uint4 v) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 template <Element kElement, int kDim>
 __device__ __forceinline__ void convert_tile(const CacheView& cache, const int32_t* blocks, int begin, int end, int kv_head, uint32_t to) {
   constexpr int kChunks = kDim / 8, kRows = kThreads / kChunks;
@@ -145,45 +141,9 @@ __global__ void __launch_bounds__(kThreads) prefill_kernel(const AttentionArgs a
 #pragma unroll
     for (int m = 0; m < kWarpTiles; m++) {
       float shrink[2];
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        if (at + kTokens > all_see) {
-#pragma unroll
-          for (int n = 0; n < kTokens / 8; n++)
-#pragma unroll
-            for (int c = 0; c < 2; c++)
-              if (at + n * 8 + 2 * t + c >= limit[m][half]) s[m][n][2 * half + c] = -INFINITY;
-        }
-        float top = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-        RunningRow& row = rows[m][half];
-        top = fmaxf(row.top, quad_max(top) * scale);
-        const float base = softmax_base(top);
-        shrink[half] = row.top == top ? 1.0f : exp2f(row.top - base);
-        row.top = top;
-        row.sum *= shrink[half];
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; n++)
-#pragma unroll
-          for (int c = 0; c < 2; c++) {
-            float& score = s[m][n][2 * half + c];
-            score = exp2f(__fmaf_rn(score, scale, -base));
-            row.sum += score;
-          }
-      }
-#pragma unroll
-      for (int n = 0; n < kDim / 8; n++) {
-        acc[m][n][0] *= shrink[0], acc[m][n][1] *= shrink[0];
-        acc[m][n][2] *= shrink[1], acc[m][n][3] *= shrink[1];
-      }
-#pragma unroll
-      for (int n = 0; n < kTokens / 16; n++) {
-        p[m][n][0] = pack_bf16(s[m][2 * n][0], s[m][2 * n][1]);
-        p[m][n][1] = pack_bf16(s[m][2 * n][2], s[m][2 * n][3]);
-        p[m][n][2] = pack_bf16(s[m][2 * n + 1][0], s[m][2 * n + 1][1]);
-        p[m][n][3] = pack_bf16(s[m][2 * n + 1][2], s[m][2 * n + 1][3]);
-      }
+      softmax_step(s[m], rows[m], shrink, limit[m], at, at + kTokens > all_see, scale, t);
+      shrink_rows(acc[m], shrink);
+      pack_weights(p[m], s[m]);
     }
 #pragma unroll
     for (int n = 0; n < kTokens / 16; n++)

@@ -46,9 +46,7 @@ __device__ __forceinline__ void convert_row(const CacheView& cache, const unsign
     if (valid) v[i] = load_eight<kElement>(cache, row, (static_cast<int>(threadIdx.x % 8) + 8 * i) * 8);
   }
 #pragma unroll
-  for (int i = 0; i < kColumns / 64; i++)
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to + i * 128), "r"(v[i].x), "r"(v[i].y), "r"(v[i].z), "r"(v[i].w)
-                 : "memory");
+  for (int i = 0; i < kColumns / 64; i++) store_chunk(to + i * 128, v[i]);
 }
 
 template <int kTiles, bool kAsync>

@@ -17,10 +17,6 @@ namespace {
 constexpr int kThreads = 128, kQueryColumns = 64, kOutputColumns = 32;
 constexpr int kLatentRow = kLatent + kLatentRope;
 
-__device__ __forceinline__ void store_chunk(uint32_t at, uint4 v) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-
 // kAcross: warps side by side on the rows (4: blocks of 64 rows); the other 4 / kAcross share the columns.
 // Block x: latent columns, and behind the last of them the rope part; y: head; z: rows.
 template <int kAcross>
