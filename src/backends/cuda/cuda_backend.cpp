@@ -89,7 +89,7 @@ std::string CudaBackend::description() const {
 
 Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate(size_t bytes, const char* purpose) {
   DG_CUDA(cudaSetDevice(device_));
-  return mapped_ ? allocate_pinned(bytes, purpose) : allocate_device(bytes, purpose);
+  return mapped_ ? allocate_pinned(bytes, purpose) : allocate_device(bytes, purpose, freed_);
 }
 
 Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate_host(size_t bytes, const char* purpose) {

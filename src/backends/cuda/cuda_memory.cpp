@@ -9,8 +9,14 @@ namespace dg::cuda {
 namespace {
 
 struct GpuMemory : DeviceMemory {
-  GpuMemory(void* data, size_t bytes) { data_ = data, bytes_ = bytes; }
-  ~GpuMemory() override { cudaFree(data_); }
+  GpuMemory(void* data, size_t bytes, std::shared_ptr<std::atomic<uint64_t>> count) : freed(std::move(count)) {
+    data_ = data, bytes_ = bytes;
+  }
+  ~GpuMemory() override {
+    cudaFree(data_);
+    ++*freed;
+  }
+  std::shared_ptr<std::atomic<uint64_t>> freed;
 };
 
 struct PinnedMemory : DeviceMemory {
@@ -22,12 +28,12 @@ double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
 
 }  // namespace
 
-Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* purpose) {
+Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* purpose, std::shared_ptr<std::atomic<uint64_t>> freed) {
   void* data = nullptr;
   cudaError_t status = cudaMalloc(&data, std::max<size_t>(bytes, 256));
   if (status == cudaSuccess) status = cudaMemset(data, 0, std::max<size_t>(bytes, 256));
   if (status == cudaSuccess) status = cudaDeviceSynchronize();  // our streams do not wait for the default one
-  if (status == cudaSuccess) return std::unique_ptr<DeviceMemory>(std::make_unique<GpuMemory>(data, bytes));
+  if (status == cudaSuccess) return std::unique_ptr<DeviceMemory>(std::make_unique<GpuMemory>(data, bytes, std::move(freed)));
   cudaGetLastError();
   if (data) cudaFree(data);
   size_t free = 0, total = 0;

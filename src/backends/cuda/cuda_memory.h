@@ -8,8 +8,8 @@
 
 namespace dg::cuda {
 
-// GPU memory, zeroed. The error names bytes, purpose, what is free, and what to lower.
-Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* purpose);
+// GPU memory, zeroed. The error names bytes, purpose, what is free, and what to lower. `freed` counts what is given back.
+Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* purpose, std::shared_ptr<std::atomic<uint64_t>> freed);
 // Pinned host memory, zeroed, at the same address on host and device.
 Result<std::unique_ptr<DeviceMemory>> allocate_pinned(size_t bytes, const char* purpose);
 

@@ -50,9 +50,9 @@ const void* CudaBackend::latent_weight(const Weight& kv_b, bool bf16) {
   CHECK(!kv_b.prepared && !kv_b.columns) << "kv_b is read by rows, as published";
   if (std::strcmp(kv_b.format->name, bf16 ? "bf16" : "f32") == 0 && reinterpret_cast<uintptr_t>(kv_b.data) % 16 == 0) return kv_b.data;
   const auto elements = static_cast<size_t>(kv_b.out * kv_b.in);
-  if (!bf16) {
-    void* const decoded = workspace(Workspace::kWeights, elements * sizeof(float));
-    launch_decode_weight(kv_b, decoded, false, 0, kv_b.out, stream_);
+  if (!bf16 || mapped_) {  // with mapped memory, weights are any memory of the host's and may change
+    void* const decoded = workspace(Workspace::kWeights, elements * (bf16 ? 2 : sizeof(float)));
+    launch_decode_weight(kv_b, decoded, bf16, 0, kv_b.out, stream_);
     return decoded;
   }
   if (!latent_weights_) latent_weights_ = std::make_shared<LatentWeights>();
