@@ -7,7 +7,8 @@ namespace dg {
 namespace {
 spdlog::logger& logger() {
   static auto instance = [] {
-    auto made = spdlog::stderr_color_mt("dougong");
+    // Not registered by name: a plug-in has a logger of its own beside the program's.
+    auto made = std::make_shared<spdlog::logger>("dougong", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
     made->set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
     made->set_level(spdlog::level::warn);
     return made;

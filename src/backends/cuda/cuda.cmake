@@ -23,7 +23,7 @@ file(GLOB DG_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backends
 list(FILTER DG_CUDA_SOURCES EXCLUDE REGEX "_test\\.cpp$")
 add_library(dg_cuda_kernels OBJECT ${DG_CUDA_KERNELS})
 target_include_directories(dg_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
-target_compile_options(dg_cuda_kernels PRIVATE -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr)
+target_compile_options(dg_cuda_kernels PRIVATE -std=c++20 -O3 -Xcompiler=-fvisibility=hidden --expt-relaxed-constexpr)
 set_target_properties(dg_cuda_kernels PROPERTIES CUDA_STANDARD_REQUIRED OFF POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
 add_library(dougong_cuda MODULE ${DG_CUDA_SOURCES} $<TARGET_OBJECTS:dg_cuda_kernels>)
 set_target_properties(dougong_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin CXX_VISIBILITY_PRESET hidden

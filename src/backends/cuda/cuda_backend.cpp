@@ -107,11 +107,15 @@ Backend::Memory CudaBackend::memory() const {
 void CudaBackend::upload(void* to, const void* from, size_t bytes) { staging_->upload(to, from, bytes, stream_); }
 
 void CudaBackend::download(void* to, const void* from, size_t bytes) {
-  DG_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+  if (bytes > 0) DG_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
   synchronise();
 }
 
 void CudaBackend::write(void* to, const void* from, size_t bytes) const {
+  if (mapped_) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
   thread_local Writer writer;
   if (!writer.stream) {
     DG_CUDA(cudaSetDevice(device_));

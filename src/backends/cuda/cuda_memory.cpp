@@ -84,7 +84,7 @@ void CudaBackend::Staging::upload(void* to, const void* from, size_t bytes, cuda
     const size_t n = std::min(bytes - at, kPiece - used);
     std::byte* place = static_cast<std::byte*>(memory->data()) + static_cast<size_t>(piece) * kPiece + used;
     std::memcpy(place, static_cast<const std::byte*>(from) + at, n);
-    DG_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(to) + at, place, n, cudaMemcpyHostToDevice, stream));
+    DG_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(to) + at, place, n, cudaMemcpyDefault, stream));
     used = std::min(kPiece, used + (n + 63) / 64 * 64);
     at += n;
   }
