@@ -139,8 +139,12 @@ __device__ __forceinline__ void load_x(const void* x, uint32_t offset, uint32_t 
 template <WeightKind kKind, int kN, int kWeights, bool kF32X>
 __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
                                            const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4]) {
-  constexpr int kAhead = kWeights == 2 ? 2 : kN <= 2 ? (chunk_groups(kKind) == 4 ? 3 : 4) : kN == 4 ? 4 : 2;  // chunks in flight
-  constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;                                                    // groups that share a scale
+  // Chunks in flight; what registers allow: 2 x 16 bytes of codes and 2 kStageWords words of scales per chunk and weight.
+  constexpr int kAhead = kStageWords<kKind> == 4 ? (kWeights == 2 ? 1 : 2)
+                         : kWeights == 2         ? 2
+                         : kN <= 2               ? (chunk_groups(kKind) == 4 ? 3 : 4)
+                                                 : (kN == 4 ? 4 : 2);
+  constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;  // groups that share a scale
   constexpr uint32_t kOnes = 0x3f803f80u;
   Chunk<kKind> ring[kAhead][kWeights];
 #pragma unroll
