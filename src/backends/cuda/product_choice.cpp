@@ -16,12 +16,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr double kMemoryRate = 20;    // bytes per clock of each multiprocessor when all read: 4.8 TB/s / 132 / 1.8 GHz
 constexpr double kL2Rate = 45;        // from L2 to one multiprocessor
 constexpr double kLatency = 1000;     // clocks from a load to its data, memory busy
+constexpr double kChunk = 350;        // clocks of a warp for a chunk: x out of L2, mma one behind the other
 constexpr double kSecondPass = 3000;  // clocks of a kernel that does little
 constexpr double kReduction = 150;    // clocks of the sum over the parts within a CTA
 
 double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, int splits, int multiprocessors) {
   const int weights = p.glu ? 2 : 1, parts_in_cta = kProductWarps / row_tiles, resident = p.tiles_n >= 4 ? 1 : 2;
-  const int ahead = p.glu ? 2 : p.tiles_n <= 4 ? 4 : 2;
+  const int ahead = p.glu ? 4 : 8;  // stages of the ring
   const int64_t ctas = ceil_div(g.tiles, row_tiles) * splits, per_warp = ceil_div(g.chunks, static_cast<int64_t>(parts_in_cta) * splits);
   const double busy = static_cast<double>(std::min<int64_t>(ctas, multiprocessors)),
                per_sm = static_cast<double>(ceil_div(ctas, multiprocessors));
@@ -30,7 +31,7 @@ double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, i
   const double x_bytes = static_cast<double>(parts_in_cta * per_warp * chunk_columns(p.kind)) * 2 * 8 * p.tiles_n;
   const double memory = per_sm * weight_bytes / std::min(kL2Rate, kMemoryRate * multiprocessors / busy);
   const double l2 = per_sm * (weight_bytes + x_bytes) / kL2Rate;
-  const double latency = waves * kLatency * (1 + static_cast<double>(per_warp) / ahead);
+  const double latency = waves * (kLatency + static_cast<double>(per_warp) * std::max(kChunk, kLatency / ahead));
   double total = std::max({memory, l2, latency}) + kLatency;
   if (parts_in_cta > 1) total += kReduction * parts_in_cta * p.tiles_n;
   if (splits > 1)

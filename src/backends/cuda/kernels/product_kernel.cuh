@@ -9,7 +9,7 @@
 namespace dg::cuda {
 namespace {
 
-extern __shared__ float product_shared[];
+extern __shared__ __align__(16) uint8_t product_shared[];  // the warps' rings, then the sums of parts
 
 // [begin, end) of part `part` of `parts`.
 __device__ __forceinline__ int part_begin(int chunks, int part, int parts) {
@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_k
   const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1);
   const int part = blockIdx.y * parts_in_cta + warp / a.row_tiles, parts = gridDim.y * parts_in_cta;
   const bool active = wanted < a.tiles;
+  uint8_t* const ring = product_shared + warp * (kRingBytes<kKind, kWeights> / kProductWarps);
   const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
 
   float acc[kWeights][kN][4] = {};
@@ -32,13 +33,13 @@ __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_k
     if constexpr (kWeights == 2) {
       const LaneTile<kKind> tiles[2] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane},
                                         {a.data[1], a.aux[1], tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 2, kF32X>(tiles, begin, end, a.x, x_offset, acc);
+      accumulate<kKind, kN, 2, kF32X>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
     } else {
       const LaneTile<kKind> tiles[1] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 1, kF32X>(tiles, begin, end, a.x, x_offset, acc);
+      accumulate<kKind, kN, 1, kF32X>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
     }
   }
-  if (!reduce_parts(acc, a.row_tiles, product_shared) || !active) return;
+  if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
   for (int m = 0; m < kWeights; m++) scale_rows<kKind>(a.aux[m], tile, lane, acc[m]);
 
@@ -66,6 +67,7 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = kProductWarps / a.row_tiles;
   const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1), part = warp / a.row_tiles;
   const bool active = wanted < a.tiles;
+  uint8_t* const ring = product_shared + warp * (kRingBytes<kKind, kWeights> / kProductWarps);
   const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
   const ExpertMatrices& expert = a.experts[item.expert];
 
@@ -80,14 +82,14 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
     if constexpr (kWeights == 2) {
       const LaneTile<kKind> tiles[2] = {{expert.data[0], expert.data[0] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane},
                                         {expert.data[1], expert.data[1] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 2, false>(tiles, begin, end, a.x, x_offset, acc);
+      accumulate<kKind, kN, 2, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
     } else {
       const uint8_t* data = expert.data[a.matrix];
       const LaneTile<kKind> tiles[1] = {{data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 1, false>(tiles, begin, end, a.x, x_offset, acc);
+      accumulate<kKind, kN, 1, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
     }
   }
-  if (!reduce_parts(acc, a.row_tiles, product_shared) || !active) return;
+  if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
   for (int m = 0; m < kWeights; m++) scale_rows<kKind>(expert.data[kWeights == 2 ? m : a.matrix] + a.aux_offset, tile, lane, acc[m]);
 
@@ -113,6 +115,13 @@ __global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) group
   else grouped_item<kKind, kWeights, 1>(a, item);
 }
 
+// Rings need more shared memory than a kernel gets unasked.
+template <class Kernel, class Args>
+void launch_with_rings(Kernel kernel, dim3 grid, size_t shared, const Args& args, cudaStream_t stream) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  kernel<<<grid, kProductWarps * 32, shared, stream>>>(args);
+}
+
 [[noreturn]] inline void no_kernel(const char* what, int n) {
   std::fprintf(stderr, "dougong: no %s kernel of %d tiles\n", what, n);
   std::abort();
@@ -121,17 +130,16 @@ __global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) group
 template <WeightKind kKind, int kWeights>
 void launch_product_weights(const ProductShape& s, const ProductArgs& a, cudaStream_t stream) {
   const dim3 grid((a.tiles + a.row_tiles - 1) / a.row_tiles, s.splits);
-  const size_t shared = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n);
-  constexpr int threads = kProductWarps * 32;
-  if (shared > kProductSharedBytes) no_kernel("product", -a.row_tiles);
+  const size_t sums = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n), shared = kRingBytes<kKind, kWeights> + sums;
+  if (sums > kProductSharedBytes) no_kernel("product", -a.row_tiles);
   switch (s.tiles_n) {
     case 1:
-      if (s.f32_x) product_kernel<kKind, kWeights, 1, true><<<grid, threads, shared, stream>>>(a);
-      else product_kernel<kKind, kWeights, 1, false><<<grid, threads, shared, stream>>>(a);
+      if (s.f32_x) launch_with_rings(product_kernel<kKind, kWeights, 1, true>, grid, shared, a, stream);
+      else launch_with_rings(product_kernel<kKind, kWeights, 1, false>, grid, shared, a, stream);
       return;
-    case 2: product_kernel<kKind, kWeights, 2, false><<<grid, threads, shared, stream>>>(a); return;
-    case 4: product_kernel<kKind, kWeights, 4, false><<<grid, threads, shared, stream>>>(a); return;
-    case 8: product_kernel<kKind, kWeights, 8, false><<<grid, threads, shared, stream>>>(a); return;
+    case 2: launch_with_rings(product_kernel<kKind, kWeights, 2, false>, grid, shared, a, stream); return;
+    case 4: launch_with_rings(product_kernel<kKind, kWeights, 4, false>, grid, shared, a, stream); return;
+    case 8: launch_with_rings(product_kernel<kKind, kWeights, 8, false>, grid, shared, a, stream); return;
     default: no_kernel("product", s.tiles_n);
   }
 }
@@ -139,13 +147,12 @@ void launch_product_weights(const ProductShape& s, const ProductArgs& a, cudaStr
 template <WeightKind kKind, int kWeights>
 void launch_grouped_weights(const GroupedShape& s, const GroupedArgs& a, cudaStream_t stream) {
   const dim3 grid((a.tiles + a.row_tiles - 1) / a.row_tiles, a.most_items);
-  const size_t shared = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n);
-  constexpr int threads = kProductWarps * 32;
-  if (shared > kProductSharedBytes) no_kernel("grouped product", -a.row_tiles);
+  const size_t sums = product_shared_bytes(a.row_tiles, kWeights, s.tiles_n), shared = kRingBytes<kKind, kWeights> + sums;
+  if (sums > kProductSharedBytes) no_kernel("grouped product", -a.row_tiles);
   switch (s.tiles_n) {
-    case 1: grouped_kernel<kKind, kWeights, 1><<<grid, threads, shared, stream>>>(a); return;
-    case 2: grouped_kernel<kKind, kWeights, 2><<<grid, threads, shared, stream>>>(a); return;
-    case 8: grouped_kernel<kKind, kWeights, 8><<<grid, threads, shared, stream>>>(a); return;
+    case 1: launch_with_rings(grouped_kernel<kKind, kWeights, 1>, grid, shared, a, stream); return;
+    case 2: launch_with_rings(grouped_kernel<kKind, kWeights, 2>, grid, shared, a, stream); return;
+    case 8: launch_with_rings(grouped_kernel<kKind, kWeights, 8>, grid, shared, a, stream); return;
     default: no_kernel("grouped product", s.tiles_n);
   }
 }

@@ -1,6 +1,7 @@
 // The inner loop of all products with few rows of x: a warp multiplies 16 rows of a weight (two weights for gate and up) with N tiles of 8
-// rows of x by mma.m16n8k16, weights as A. It streams the weights from memory to registers, some chunks ahead, and unpacks them there; x
-// comes as bf16 (or f32) through L1, which the warps of a CTA share because they are at about the same columns.
+// rows of x by mma.m16n8k16, weights as A. It streams the weights through a ring in shared memory (cp.async, some chunks ahead: loads to
+// registers would share scoreboards and wait for each other, measured 1.25 instead of 4 TB/s) and unpacks them in registers; x comes as
+// bf16 (or f32) through L1, which the warps of a CTA share because they are at about the same columns.
 //
 // Order of the columns: in a group of 32, lane 4 g + t of a warp holds columns 8 t .. 8 t + 7 of weight rows g, g + 8 and of x row g. Step
 // 0 of the two mma takes the first four of them as its k = 2 t, 2 t + 1, 2 t + 8, 2 t + 9, step 1 the others. So x is read in plain order,
@@ -17,19 +18,16 @@
 
 namespace dg::cuda {
 
-__device__ __forceinline__ uint4 load_once(const uint8_t* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
+// Asynchronous copy of 4, 8 or 16 bytes to shared memory, complete after cp_async_wait of its group.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(uint32_t to, const void* from) {
+  if constexpr (kBytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
 }
-template <int kWords>
-__device__ __forceinline__ void load_words_once(const uint8_t* p, uint32_t* to) {
-  if constexpr (kWords == 1) asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(to[0]) : "l"(p));
-  if constexpr (kWords == 2) asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(p));
-  if constexpr (kWords == 4) {
-    const uint4 v = load_once(p);
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-  }
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLeft>
+__device__ __forceinline__ void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
 }
 
 // d += a b: a 16 x 16 rows of bf16 (a0: row g, a1: row g + 8, a2, a3: their columns 8..15), b 16 x 8.
@@ -56,6 +54,20 @@ struct Chunk {
   uint32_t scales[2][kWords];  // squares: both rows share scales[0]
 };
 
+// A stage of the ring: of each weight the 1024 bytes of codes of a chunk, then its scales lane by lane.
+template <WeightKind kKind>
+struct RingPart {
+  static constexpr int kHalves = square_side(kKind) != 0 ? 1 : 2;
+  static constexpr int kScaleBytes = kStageWords<kKind> * 4;  // of a lane and half
+  static constexpr int kBytes = 1024 + 32 * kHalves * kScaleBytes;
+};
+// Stages of the ring of a warp: what two CTAs per multiprocessor have room for. Little's law asks for some 30 KiB per multiprocessor.
+constexpr int ring_stages(int bytes) { return bytes > 30000 ? 3 : (88 << 10) / bytes > 8 ? 8 : (88 << 10) / bytes; }
+template <WeightKind kKind, int kWeights>
+constexpr int kRingStages = ring_stages(kProductWarps* kWeights* RingPart<kKind>::kBytes);
+template <WeightKind kKind, int kWeights>
+constexpr size_t kRingBytes = static_cast<size_t>(kProductWarps) * kRingStages<kKind, kWeights>* kWeights* RingPart<kKind>::kBytes;
+
 // Where a lane reads a tile.
 template <WeightKind kKind>
 struct LaneTile {
@@ -80,23 +92,40 @@ struct LaneTile {
     }
   }
 
-  __device__ __forceinline__ void load(Chunk<kKind>& to, int chunk) const {
+  // Copies this lane's part of a chunk to its places in a stage of the warp's ring.
+  __device__ __forceinline__ void issue(uint32_t stage, int lane, int chunk) const {
+    using Part = RingPart<kKind>;
     constexpr int stride = kKind == WeightKind::kBf16 ? 64 : block_bytes(kKind);
     const int64_t at = static_cast<int64_t>(chunk) * stride;
-    to.codes[0] = load_once(low + at);
-    to.codes[1] = load_once(high + at);
+    cp_async<16>(stage + lane * 16, low + at);
+    cp_async<16>(stage + 512 + lane * 16, high + at);
+    const uint32_t to = stage + 1024 + lane * Part::kScaleBytes;
     if constexpr (square_side(kKind) == 128) {
-      to.scales[0][0] = __ldg(reinterpret_cast<const uint32_t*>(scales) + chunk / 2);
+      cp_async<4>(to, reinterpret_cast<const uint32_t*>(scales) + chunk / 2);
     } else if constexpr (square_side(kKind) == 32) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(scales) + chunk);
-      to.scales[0][0] = v.x, to.scales[0][1] = v.y;
+      cp_async<8>(to, reinterpret_cast<const uint2*>(scales) + chunk);
     } else if constexpr (kScaled<kKind>) {
       constexpr int rows8 = 8 * kScaleWords<kKind> * 4;
-      load_words_once<kScaleWords<kKind>>(scales + at, to.scales[0]);
-      load_words_once<kScaleWords<kKind>>(scales + at + rows8, to.scales[1]);
+      cp_async<Part::kScaleBytes>(to, scales + at);
+      cp_async<Part::kScaleBytes>(to + 32 * Part::kScaleBytes, scales + at + rows8);
     }
   }
 };
+
+// This lane's part of a chunk, out of the ring.
+template <WeightKind kKind>
+__device__ __forceinline__ void read_chunk(Chunk<kKind>& to, const uint8_t* stage, int lane) {
+  using Part = RingPart<kKind>;
+  to.codes[0] = *reinterpret_cast<const uint4*>(stage + lane * 16);
+  to.codes[1] = *reinterpret_cast<const uint4*>(stage + 512 + lane * 16);
+  if constexpr (kScaled<kKind>) {
+#pragma unroll
+    for (int half = 0; half < Part::kHalves; half++)
+#pragma unroll
+      for (int i = 0; i < kStageWords<kKind>; i++)
+        to.scales[half][i] = *reinterpret_cast<const uint32_t*>(stage + 1024 + (half * 32 + lane) * Part::kScaleBytes + i * 4);
+  }
+}
 
 // Scale of row g (half 0) or g + 8 (half 1) in group j.
 template <WeightKind kKind>
@@ -134,36 +163,38 @@ __device__ __forceinline__ void load_x(const void* x, uint32_t offset, uint32_t 
   }
 }
 
+// `ring`: the warp's kRingStages stages; every lane reads only what it copied itself, so there is nothing to synchronise.
 // acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
 // x that lane 4 g + t holds in tile n.
 template <WeightKind kKind, int kN, int kWeights, bool kF32X>
 __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
-                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4]) {
+                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane) {
   // Chunks in flight; what registers allow: 2 x 16 bytes of codes and 2 kStageWords words of scales per chunk and weight.
-  constexpr int kAhead = kStageWords<kKind> == 4 ? (kWeights == 2 ? 1 : 2)
-                         : kWeights == 2         ? 2
-                         : kN <= 2               ? (chunk_groups(kKind) == 4 ? 3 : 4)
-                                                 : (kN == 4 ? 4 : 2);
+  constexpr int kStages = kRingStages<kKind, kWeights>, kPart = RingPart<kKind>::kBytes, kStage = kWeights * kPart;
   constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;  // groups that share a scale
   constexpr uint32_t kOnes = 0x3f803f80u;
-  Chunk<kKind> ring[kAhead][kWeights];
+  static_assert(kStages >= 3);
+  const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
 #pragma unroll
-  for (int u = 0; u < kAhead; u++)
-    if (begin + u < end)
+  for (int s = 0; s < kStages - 1; s++) {
+    if (begin + s < end)
 #pragma unroll
-      for (int m = 0; m < kWeights; m++) tiles[m].load(ring[u][m], begin + u);
-
-  for (int first = begin; first < end; first += kAhead) {
+      for (int m = 0; m < kWeights; m++) tiles[m].issue(base + s * kStage + m * kPart, lane, begin + s);
+    cp_async_commit();
+  }
+  int stage = 0;
+  for (int chunk = begin; chunk < end; chunk++) {
+    {
+      const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
+      if (chunk + kStages - 1 < end)
 #pragma unroll
-    for (int u = 0; u < kAhead; u++) {
-      const int chunk = first + u;
-      if (chunk >= end) break;
+        for (int m = 0; m < kWeights; m++) tiles[m].issue(base + free_stage * kStage + m * kPart, lane, chunk + kStages - 1);
+      cp_async_commit();
+      cp_async_wait<kStages - 1>();
       Chunk<kKind> now[kWeights];
 #pragma unroll
-      for (int m = 0; m < kWeights; m++) {
-        now[m] = ring[u][m];
-        if (chunk + kAhead < end) tiles[m].load(ring[u][m], chunk + kAhead);
-      }
+      for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
+      stage = stage + 1 == kStages ? 0 : stage + 1;
 #pragma unroll
       for (int unit = 0; unit < chunk_groups(kKind); unit += kUnit) {
         uint32_t a[kWeights][kUnit][2][4];
