@@ -42,6 +42,13 @@ static inline void ggml_nibbles(const uint8_t* qs, uint8_t* codes) {
   for (int j = 0; j < 16; j++) codes[j] = qs[j] & 15;
   for (int j = 0; j < 16; j++) codes[j + 16] = qs[j] >> 4;
 }
+// The first n of them, at most 32.
+static inline void ggml_nibbles(const uint8_t* qs, int64_t n, uint8_t* codes) {
+  if (n >= 32) return ggml_nibbles(qs, codes);
+  uint8_t whole[32];
+  ggml_nibbles(qs, whole);
+  std::memcpy(codes, whole, static_cast<size_t>(n));
+}
 
 // Scale and minimum (6 bits each) of sub-block i of the 12 bytes that q4_k and q5_k pack them into.
 static inline void ggml_k_scale(const uint8_t* b, int i, int* scale, int* minimum) {

@@ -74,31 +74,52 @@ static inline void panel_int4_row(const Weight& w, int64_t row, int64_t col, int
   }
 }
 
-static inline void panel_pack_int4(const PanelPacker& p, int64_t row, int64_t rows, int64_t col, int64_t n, int64_t padded, bool centred,
+// Multipliers are 128ths of the row's scale in the block, the largest group scale; a positive one cannot be 128.
+static inline void panel_table_row(const Weight& w, int64_t row, int64_t col, int64_t n, Int4PanelRow& to) {
+  constexpr int kGroups = kPanelBlock / kInt4PanelGroup;
+  float scale[kGroups] = {};
+  w.format->codes4(w, row, col, n, to.codes, scale, nullptr);
+  for (int64_t k = n; k < kPanelBlock; k++) to.codes[k] = 0;
+  float step = 0;
+  for (int g = 0; g < kGroups; g++) {
+    const float size = scale[g] < 0 ? -scale[g] : scale[g] * (128.0f / 127);
+    step = size > step ? size : step;
+  }
+  if (!(step > 0 && step < 3e38f)) step = 0;
+  to.scale = step;
+  for (int g = 0; g < kGroups; g++) {
+    const int m = step > 0 ? panel_round(scale[g] / step * 128) : 0;  // no reciprocal: that of the smallest steps overflows
+    to.multiplier[g] = static_cast<int8_t>(m > 127 ? 127 : m < -128 ? -128 : m);
+  }
+}
+
+static inline void panel_pack_int4(const PanelPacker& p, int64_t row, int64_t rows, int64_t col, int64_t n, int64_t padded, PanelKind kind,
                                    std::byte* to) {
-  const int64_t chunk_bytes = panel_code_bytes(centred ? PanelKind::kInt4 : PanelKind::kInt4Offset, kInt4Chunk);
-  const int64_t chunks = padded / kInt4Chunk;
+  const bool table = kind == PanelKind::kInt4Table, offsets = kind == PanelKind::kInt4Offset;
+  const int centre = table ? 0 : 8;
+  const int64_t chunk_bytes = panel_code_bytes(kind, kInt4Chunk), chunks = padded / kInt4Chunk;
   Int4PanelRow r;
   for (int64_t o = 0; o < kPanelRows; o++) {
     if (o < rows) {
-      panel_int4_row(p.w, row + o, col, n, centred, r);
+      if (table) panel_table_row(p.w, row + o, col, n, r);
+      else panel_int4_row(p.w, row + o, col, n, !offsets, r);
     } else {
       std::memset(&r, 0, sizeof r);
-      std::memset(r.codes, 8, sizeof r.codes);
+      std::memset(r.codes, centre, sizeof r.codes);
     }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
       std::byte* base = to + chunk * chunk_bytes;
       const uint8_t* codes = r.codes + chunk * kInt4Chunk;
       for (int64_t j = 0; j < kInt4Chunk / 8; j++) {  // nibble_place, for 8 codes at once
         const uint8_t* c = codes + j * 8;
-        const uint32_t low = static_cast<uint32_t>((c[0] ^ 8) << 12 | c[4] << 8 | c[5] << 4 | c[1]);
-        const uint32_t high = static_cast<uint32_t>((c[2] ^ 8) << 12 | c[6] << 8 | c[7] << 4 | c[3]);
+        const uint32_t low = static_cast<uint32_t>((c[0] ^ centre) << 12 | c[4] << 8 | c[5] << 4 | c[1]);
+        const uint32_t high = static_cast<uint32_t>((c[2] ^ centre) << 12 | c[6] << 8 | c[7] << 4 | c[3]);
         const uint32_t both = low | high << 16;
         std::memcpy(base + j * 64 + o * 4, &both, 4);
       }
       for (int64_t g = 0; g < 4; g++) {
         base[1024 + g * 16 + o] = static_cast<std::byte>(r.multiplier[chunk * 4 + g]);
-        if (!centred) base[1024 + 64 + g * 16 + o] = static_cast<std::byte>(r.offset[chunk * 4 + g]);
+        if (offsets) base[1024 + 64 + g * 16 + o] = static_cast<std::byte>(r.offset[chunk * 4 + g]);
       }
     }
     std::memcpy(to + chunks * chunk_bytes + o * 4, &r.scale, 4);
@@ -184,7 +205,7 @@ static inline void panel_pack_rows(const PanelPacker& p, int64_t first, int64_t 
       for (int64_t col = 0; col < padded; col += kPanelBlock) {
         const int64_t width = padded - col < kPanelBlock ? padded - col : kPanelBlock, n = in - col < width ? in - col : width;
         if (kind == PanelKind::kInt8) panel_pack_int8(p, row, count, col, n, width, panel);
-        else panel_pack_int4(p, row, count, col, n, width, kind == PanelKind::kInt4, panel);
+        else panel_pack_int4(p, row, count, col, n, width, kind, panel);
         panel += panel_code_bytes(kind, width) + 64;
       }
     }
