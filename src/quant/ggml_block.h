@@ -3,6 +3,9 @@
 // ../spec quant_formats section 9.1. Block members are read byte by byte: blocks of odd size are not aligned.
 #pragma once
 #include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include "quant/convert.h"
 #include "quant/format.h"
@@ -16,7 +19,18 @@ static inline uint32_t ggml_u32(const uint8_t* p) {
   return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
          static_cast<uint32_t>(p[3]) << 24;
 }
-static inline float ggml_f16(const uint8_t* p) { return f16_to_float(ggml_u16(p)); }
+// One instruction where there is one: decoders and packers convert scales one by one.
+static inline float ggml_f16(const uint8_t* p) {
+#if defined(__F16C__)
+  return _cvtsh_ss(ggml_u16(p));
+#elif defined(__aarch64__)
+  __fp16 half;
+  std::memcpy(&half, p, 2);
+  return half;
+#else
+  return f16_to_float(ggml_u16(p));
+#endif
+}
 
 // The block of `w` that holds element (row, col), for blocks of kElements in kBytes.
 template <int kElements, int kBytes>
