@@ -255,12 +255,12 @@ static inline void panel_int8_codes(const float* x, int64_t n, float factor, int
 }
 static inline float panel_reciprocal(float step) { return step > 1e-37f && step < 3e38f ? 1 / step : 0; }
 
-// to[i] = round(q[i] * factor / 2^15), at least -127.
+// to[i] = round(q[i] * factor / 2^15), within 127: -128 times -1 is not.
 static inline void panel_scale_codes(const int8_t* q, int16_t factor, int8_t* to) {
 #if defined(__AVX512BW__)
   const __m512i scaled =
       _mm512_mulhrs_epi16(_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q))), _mm512_set1_epi16(factor));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_max_epi8(_mm512_cvtepi16_epi8(scaled), _mm256_set1_epi8(-127)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_max_epi8(_mm512_cvtsepi16_epi8(scaled), _mm256_set1_epi8(-127)));
 #elif defined(__AVX2__)
   const __m256i low =
       _mm256_mulhrs_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(q))), _mm256_set1_epi16(factor));
@@ -272,12 +272,12 @@ static inline void panel_scale_codes(const int8_t* q, int16_t factor, int8_t* to
   for (int i = 0; i < 32; i += 16) {
     const int8x16_t v = vld1q_s8(q + i);
     const int16x8_t low = vqrdmulhq_n_s16(vmovl_s8(vget_low_s8(v)), factor), high = vqrdmulhq_n_s16(vmovl_high_s8(v), factor);
-    vst1q_s8(to + i, vmaxq_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)), vdupq_n_s8(-127)));
+    vst1q_s8(to + i, vmaxq_s8(vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)), vdupq_n_s8(-127)));
   }
 #else
   for (int i = 0; i < 32; i++) {
     const int code = (q[i] * factor + 16384) >> 15;
-    to[i] = static_cast<int8_t>(code < -127 ? -127 : code);
+    to[i] = static_cast<int8_t>(code > 127 ? 127 : code < -127 ? -127 : code);
   }
 #endif
 }

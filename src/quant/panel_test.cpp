@@ -11,6 +11,7 @@
 #include "quant/iq4_nl.h"
 #include "quant/mxfp4_gguf.h"
 #include "quant/q4_0.h"
+#include "quant/q8_0.h"
 
 namespace dg {
 namespace {
@@ -94,6 +95,38 @@ TEST(Panel, TablesTakeScalesOfBothSigns) {
       float most = 0;
       for (int64_t i = begin; i < end; i++) most = std::max(most, std::fabs(expected[static_cast<size_t>(i)]));
       ASSERT_LE(std::fabs(actual[static_cast<size_t>(k)] - expected[static_cast<size_t>(k)]), most / 100) << row << ", " << k;
+    }
+  }
+}
+
+// One scale in a block, as repacked GPTQ and compressed-tensors rows have it: the published codes. -128 becomes -127. Different scales, of
+// both signs: half a step of the largest.
+TEST(Panel, Q80KeepsTheCodesOfOneScale) {
+  constexpr int64_t kRows = 19, kIn = 1100;
+  for (const bool same : {true, false}) {
+    std::mt19937 rng(4);
+    std::vector<std::byte> data(static_cast<size_t>(kQ80.data_bytes(kRows, kIn)));
+    auto* packs = reinterpret_cast<Q80Pack*>(data.data());
+    for (size_t i = 0; i < data.size() / sizeof(Q80Pack); i++) {
+      const float scale = 0.01f * (same ? 1.0f : static_cast<float>(rng() % 100) - 50);
+      packs[i].scale = float_to_f16(scale);
+      for (int8_t& q : packs[i].q) q = static_cast<int8_t>(rng());
+    }
+    const Weight w{.format = &kQ80, .data = data.data(), .out = kRows, .in = kIn};
+    Packed p(w);
+    std::vector<float> expected(kIn), actual(kIn);
+    for (int64_t row = 0; row < kRows; row++) {
+      w.decode(row, 0, kIn, expected.data());
+      panel_decode(p.weight, row, 0, kIn, actual.data());
+      for (int64_t k = 0; k < kIn; k++) {
+        const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(kIn, begin + kPanelBlock);
+        float step = 0;
+        for (int64_t i = begin; i < end; i += 32)
+          step = std::max(step, std::fabs(f16_to_float(packs[row * ((kIn + 31) / 32) + i / 32].scale)));
+        const bool least = packs[row * ((kIn + 31) / 32) + k / 32].q[k % 32] == -128;
+        const float bound = least ? 1.001f * step : same ? 1e-6f * std::fabs(expected[static_cast<size_t>(k)]) : 0.51f * step;
+        ASSERT_NEAR(actual[static_cast<size_t>(k)], expected[static_cast<size_t>(k)], bound) << row << ", " << k;
+      }
     }
   }
 }
