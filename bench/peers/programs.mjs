@@ -89,10 +89,10 @@ const makeServer = (child, url) => ({
   }),
 });
 
-export async function serveOurs(dougong, model, { threads, streams, context }) {
+export async function serveOurs(dougong, model, { threads, streams, context, warmup = true }) {
   const child = track(spawn(dougong, ['serve', model, '--port', '0', '--admin-port', '0', '--json', '--quiet', '--threads', `${threads}`,
     '--max-num-seqs', `${streams}`,
-    '--max-model-len', `${context}`], { stdio: ['ignore', 'pipe', 'pipe'] }));
+    '--max-model-len', `${context}`, ...(warmup ? [] : ['--no-warm-up'])], { stdio: ['ignore', 'pipe', 'pipe'] }));
   let errors = '';
   child.stderr.on('data', (d) => (errors = (errors + d).slice(-4000)));
   const line = await new Promise((resolve, reject) => {

@@ -246,7 +246,7 @@ async function loadRow(model, format) {
     await server.stop();
     return seconds;
   };
-  const runOurs = () => timed(() => serveOurs(dougong, file, { threads, streams: 1, context: 512 }),
+  const runOurs = () => timed(() => serveOurs(dougong, file, { threads, streams: 1, context: 512, warmup: false }),
     (s) => post(`${s.url}/v1/completions`, { prompt, max_tokens: 1, temperature: 0, ignore_eos: true }));
   const runTheirs = (options) => timed(() => servePeer(peer, file, options, { streams: 1, context: 512, warmup: false }),
     (s) => post(`${s.url}/completion`, { prompt, n_predict: 1, temperature: 0, ignore_eos: true }));

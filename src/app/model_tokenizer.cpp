@@ -71,6 +71,10 @@ Result<std::unique_ptr<Tokenizer>> load_model_tokenizer(const std::string& path)
   DG_ASSIGN(std::vector<std::string> files, find_gguf_files(path));
   if (files.empty()) return Tokenizer::load(path);
   DG_ASSIGN(GgufModel model, open_gguf(files));
+  return load_model_tokenizer(model);
+}
+
+Result<std::unique_ptr<Tokenizer>> load_model_tokenizer(const GgufModel& model) {
   DG_ASSIGN(GgufVocabulary vocabulary, gguf_vocabulary(model));
   return make_gguf_tokenizer(vocabulary, model.path());
 }

@@ -11,6 +11,7 @@ namespace dg {
 
 // tokenizer.json of the directory `path`, or the vocabulary inside its GGUF file.
 Result<std::unique_ptr<Tokenizer>> load_model_tokenizer(const std::string& path);
+Result<std::unique_ptr<Tokenizer>> load_model_tokenizer(const GgufModel& model);
 
 // tokenizer.ggml.* of a file. Errors name the key.
 Result<GgufVocabulary> gguf_vocabulary(const GgufModel& model);

@@ -4,9 +4,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <climits>
 #include <cstdlib>
+#include <functional>
+#include <system_error>
+#include <thread>
 
 #include "app/model_tokenizer.h"
 #include "backends/checked/checked.h"
@@ -18,6 +22,8 @@
 #include "base/memory.h"
 #include "base/progress.h"
 #include "device/plugin.h"
+#include "io/gguf.h"
+#include "model/gguf_config.h"
 #include "model/weight_source.h"
 #include "plan/sizing.h"
 #include "quant/bf16.h"
@@ -102,6 +108,52 @@ Result<void> limit_cache(const Backend& backend, Model& model, const OpenOptions
   return {};
 }
 
+// Tokenizer and prompt encoder, read beside the weights by a thread of their own. A fault there stops the loading of the weights.
+class TextLoader {
+ public:
+  TextLoader() = default;
+  TextLoader(const TextLoader&) = delete;
+  TextLoader& operator=(const TextLoader&) = delete;
+  ~TextLoader() {
+    if (thread_.joinable()) thread_.join();
+  }
+  void start(std::function<Result<void>()> read) {
+    auto work = [this, read = std::move(read)] {
+      result_ = read();
+      if (!result_.ok()) failed_ = true;
+    };
+    try {
+      thread_ = std::thread(work);
+    } catch (const std::system_error&) {  // no thread: then here
+      work();
+    }
+  }
+  const std::atomic<bool>& failed() const { return failed_; }
+  Result<void> finish() {
+    if (thread_.joinable()) thread_.join();
+    return result_;
+  }
+
+ private:
+  std::thread thread_;
+  std::atomic<bool> failed_{false};
+  Result<void> result_;
+};
+
+Result<void> load_text(OpenedModel& opened, const OpenOptions& options, const GgufModel* gguf) {
+  if (gguf) {
+    DG_ASSIGN(opened.tokenizer, load_model_tokenizer(*gguf));
+  } else {
+    DG_ASSIGN(opened.tokenizer, load_model_tokenizer(opened.path));
+  }
+  ChatModelInfo info{opened.config.model_type, opened.tokenizer->chat_template(), opened.tokenizer->bos_token(),
+                     opened.tokenizer->eos_token()};
+  auto encoder = make_prompt_encoder(info, options.chat_format);
+  if (encoder.ok()) opened.prompt = *std::move(encoder);
+  else if (options.chat_format != "auto") return encoder.error();  // without a template, --raw prompts still work
+  return {};
+}
+
 }  // namespace
 
 Result<std::string> resolve_model(const std::string& name_or_path) {
@@ -162,35 +214,43 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   const std::string& path = opened->path;
   DG_ASSIGN(WeightPolicy policy, weight_policy(options));
   DG_ASSIGN(Dtype kv_dtype, kv_cache_dtype(options));
-  DG_ASSIGN(opened->config, read_model_config(path));
-  DG_ASSIGN(opened->generation, read_generation_config(path));
-  if (!options.dummy_weights) {
-    DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
-    opened->index = std::make_unique<TensorIndex>(std::move(index));
+  DG_ASSIGN(const std::vector<std::string> gguf_files, find_gguf_files(path));
+  std::unique_ptr<GgufModel> gguf;  // opened once for all its readers; outlives `text`
+  TextLoader text;
+  if (!gguf_files.empty()) {
+    DG_ASSIGN(GgufModel model, open_gguf(gguf_files));
+    gguf = std::make_unique<GgufModel>(std::move(model));
+    DG_ASSIGN(opened->config, gguf_model_config(*gguf));
+    DG_ASSIGN(opened->generation, gguf_generation_config(*gguf));
+    if (!options.dummy_weights) {
+      DG_ASSIGN(TensorIndex index, TensorIndex::from_gguf(*gguf));
+      opened->index = std::make_unique<TensorIndex>(std::move(index));
+    }
+  } else {
+    DG_ASSIGN(opened->config, read_model_config(path));
+    DG_ASSIGN(opened->generation, read_generation_config(path));
+    if (!options.dummy_weights) {
+      DG_ASSIGN(TensorIndex index, TensorIndex::open(path));
+      opened->index = std::make_unique<TensorIndex>(std::move(index));
+    }
   }
+  if (options.load_text) text.start([&opened = *opened, &options, gguf = gguf.get()] { return load_text(opened, options, gguf); });
   DG_ASSIGN(opened->backend, make_backend(options, &opened->checked, &opened->profile));
   opened->store =
       std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
-  if (options.load_text) {  // before the weights: a broken tokenizer is found at once
-    DG_ASSIGN(opened->tokenizer, load_model_tokenizer(path));
-    ChatModelInfo info{opened->config.model_type, opened->tokenizer->chat_template(), opened->tokenizer->bos_token(),
-                       opened->tokenizer->eos_token()};
-    auto encoder = make_prompt_encoder(info, options.chat_format);
-    if (encoder.ok()) opened->prompt = *std::move(encoder);
-    else if (options.chat_format != "auto") return encoder.error();  // without a template, --raw prompts still work
-  }
+  auto start = std::chrono::steady_clock::now();
+  Result<void> loaded = opened->store->load({.threads = options.threads,
+                                             .progress = options.progress,
+                                             .placement = LoadPlacement(Topology::load(), opened->backend->host_workers()),
+                                             .cancelled = &text.failed()});
+  opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  DG_TRY(text.finish());
+  if (!loaded.ok()) return loaded.error();
   std::vector<int64_t> ids = opened->generation.eos.empty() ? opened->config.eos : opened->generation.eos;
   if (opened->tokenizer && opened->tokenizer->eos_id()) ids.push_back(*opened->tokenizer->eos_id());
   for (int64_t id : ids)
     if (std::find(opened->eos.begin(), opened->eos.end(), id) == opened->eos.end()) opened->eos.push_back(static_cast<int32_t>(id));
-
-  auto start = std::chrono::steady_clock::now();
-  const LoadOptions load{.threads = options.threads,
-                         .progress = options.progress,
-                         .placement = LoadPlacement(Topology::load(), opened->backend->host_workers())};
-  DG_TRY(options.dummy_weights ? opened->store->load_dummy(load) : opened->store->load(load));
-  opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   int64_t longest = opened->config.max_position;
   if (options.max_model_len > longest)

@@ -181,7 +181,7 @@ Result<int> run_serve(const Options& options) {
               }),
                                        keys));
   }
-  DG_TRY(service.warm_up(std::chrono::minutes(10)));
+  if (options.flag("warm-up")) DG_TRY(service.warm_up(std::chrono::minutes(10)));
   metrics.set_startup_s(std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count());
 
   EngineStats stats = engine->stats();

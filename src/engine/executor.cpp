@@ -100,6 +100,7 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
     out = replay(key, tokens);
     rows = static_cast<int64_t>(sequences.size());
     out.logits = out.logits.slice(0, 0, rows);
+    out.hidden = out.hidden.slice(0, 0, rows);
   } else {
     Ctx ctx{backend_, arena_, *kv_, observe_};
     const Batch batch = upload_batch(tokens, rows);

@@ -277,8 +277,8 @@ Result<GgufHeader> parse_gguf_header(std::vector<std::byte> file_begin, uint64_t
 }
 
 Result<GgufHeader> read_gguf_header(const MappedFile& file) {
-  // Nothing tells the size of the header; most of it is the vocabulary, so the third read has all of a usual one.
-  for (uint64_t size = kFirstRead;; size *= 4) {
+  // Nothing tells the size of the header; most of it is the vocabulary, and the second read has all of a usual one.
+  for (uint64_t size = kFirstRead;; size *= 16) {
     size = std::min({size, file.size(), kMaxGgufHeaderBytes});
     std::vector<std::byte> begin(static_cast<size_t>(size));
     DG_TRY(file.read_into(0, begin));

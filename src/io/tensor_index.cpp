@@ -174,6 +174,16 @@ Result<void> TensorIndex::compare_with(const ShardIndex& index, const std::strin
 
 Result<void> TensorIndex::read_gguf(const std::vector<std::string>& paths) {
   DG_ASSIGN(GgufModel model, open_gguf(paths));
+  return take_gguf(model);
+}
+
+Result<TensorIndex> TensorIndex::from_gguf(GgufModel& model) {
+  TensorIndex out;
+  DG_TRY(out.take_gguf(model));
+  return out;
+}
+
+Result<void> TensorIndex::take_gguf(GgufModel& model) {
   DG_ASSIGN(tensors_, gguf_tensor_infos(model));
   for (const GgufHeader& header : model.headers)
     for (const GgufTensor& t : header.tensors) total_bytes_ += t.bytes;

@@ -20,6 +20,7 @@
 
 namespace dg {
 
+struct GgufModel;
 struct ShardIndex;
 
 // Immutable once opened: safe from any thread.
@@ -27,6 +28,8 @@ class TensorIndex {
  public:
   // An error is one line that begins with the path of the file at fault.
   static Result<TensorIndex> open(const std::string& path);
+  // Of an opened GGUF model, whose files it takes; headers stay.
+  static Result<TensorIndex> from_gguf(GgufModel& model);
 
   const TensorInfo* find(std::string_view name) const;              // null when there is none
   std::span<const TensorInfo> tensors() const { return tensors_; }  // sorted by (file, offset)
@@ -50,6 +53,7 @@ class TensorIndex {
  private:
   TensorIndex() = default;
   Result<void> read_gguf(const std::vector<std::string>& paths);
+  Result<void> take_gguf(GgufModel& model);
   Result<void> read_files(const std::vector<std::string>& paths);
   Result<void> read_computed(const TensorInfo& info, int64_t first, int64_t rows, std::span<std::byte> out) const;
   Result<void> read_rotary(const TensorInfo& info, int64_t first, int64_t rows, uint64_t row_bytes, std::span<std::byte> out) const;

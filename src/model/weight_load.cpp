@@ -185,6 +185,12 @@ Result<void> WeightStore::load(const LoadOptions& options) {
   Result<void> result;
   auto work_on = [&](size_t node, Buffers& buffers) {
     for (size_t i; !stop.load(std::memory_order_relaxed) && (i = next[node].fetch_add(1)) < tasks[node].size();) {
+      if (options.cancelled && options.cancelled->load(std::memory_order_relaxed)) {
+        std::lock_guard lock(mutex);
+        if (result.ok()) result = Error{ErrorKind::kCancelled, "loading weights was given up"};
+        stop = true;
+        return;
+      }
       const Task& task = tasks[node][i];
       Result<void> done = run_task(task, buffers);
       if (!done.ok()) {

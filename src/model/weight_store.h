@@ -10,6 +10,7 @@
 // megabyte per thread, so peak memory is the model's bytes plus a few MiB. How the checkpoint stores a matrix is the matter
 // of weight_source.h.
 #pragma once
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -48,6 +49,7 @@ struct LoadOptions {
   LoadPlacement placement{};  // of row ranges on memory nodes; default: none
   // Binds the calling thread to CPUs (pin_current_thread); replaced in tests.
   std::function<bool(const std::vector<int>&)> bind{};
+  const std::atomic<bool>* cancelled = nullptr;  // set by another thread: load() fails soon
 };
 
 class WeightStore {

@@ -88,6 +88,14 @@ class WeightStoreTest : public ::testing::Test {
   std::vector<float> scales_;
 };
 
+TEST_F(WeightStoreTest, LoadingCanBeGivenUp) {
+  auto l = load(tensors());
+  const std::atomic<bool> cancelled{true};
+  Result<void> again = l->store->load({.threads = 2, .cancelled = &cancelled});
+  ASSERT_FALSE(again.ok());
+  EXPECT_EQ(again.error().kind, ErrorKind::kCancelled);
+}
+
 TEST_F(WeightStoreTest, LoadsAsPublished) {
   auto l = load(tensors());
   ASSERT_TRUE(l->result.ok()) << l->result.error().message;

@@ -35,6 +35,8 @@ struct Format {
   // the end of a row. Null for all others. Backends repack these without a detour over floats.
   void (*codes4)(const Weight& w, int64_t row, int64_t col, int64_t n, uint8_t* codes, float* scale, float* offset) = nullptr;
   bool centred4 = false;  // the offset of codes4 is always -8 * scale
+  // Formats whose elements are scale * table4[code] instead, 16 values of at most 127: their codes4 writes no offsets.
+  const int8_t* table4 = nullptr;
 
   int64_t row_bytes(int64_t in) const { return (in + pack_elements - 1) / pack_elements * pack_bytes; }
   int64_t data_bytes(int64_t out, int64_t in) const { return out * row_bytes(in); }

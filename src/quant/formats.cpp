@@ -48,9 +48,10 @@ const Format kQ3K{"q3_k", kKQuantBlock, 110, ScaleType::kNone, 1, 0, q3_k_decode
 const Format kQ4K{"q4_k", kKQuantBlock, 144, ScaleType::kNone, 1, 0, q4_k_decode, q4_k_encode, q4_k_codes4};
 const Format kQ5K{"q5_k", kKQuantBlock, 176, ScaleType::kNone, 1, 0, q5_k_decode, q5_k_encode};
 const Format kQ6K{"q6_k", kKQuantBlock, 210, ScaleType::kNone, 1, 0, q6_k_decode, q6_k_encode};
-const Format kIq4Nl{"iq4_nl", 32, 18, ScaleType::kNone, 1, 0, iq4_nl_decode, iq4_nl_encode};
-const Format kIq4Xs{"iq4_xs", kKQuantBlock, 136, ScaleType::kNone, 1, 0, iq4_xs_decode, iq4_xs_encode};
-const Format kMxfp4Gguf{"mxfp4_gguf", 32, 17, ScaleType::kNone, 1, 0, mxfp4_gguf_decode, mxfp4_gguf_encode};
+const Format kIq4Nl{"iq4_nl", 32, 18, ScaleType::kNone, 1, 0, iq4_nl_decode, iq4_nl_encode, iq4_nl_codes4, false, kIq4Values};
+const Format kIq4Xs{"iq4_xs", kKQuantBlock, 136, ScaleType::kNone, 1, 0, iq4_xs_decode, iq4_xs_encode, iq4_xs_codes4, false, kIq4Values};
+const Format kMxfp4Gguf{"mxfp4_gguf",      32,    17,       ScaleType::kNone, 1, 0, mxfp4_gguf_decode, mxfp4_gguf_encode,
+                        mxfp4_gguf_codes4, false, kFp4Table};
 
 namespace {
 constexpr const Format* kFormats[] = {

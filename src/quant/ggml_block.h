@@ -3,6 +3,9 @@
 // ../spec quant_formats section 9.1. Block members are read byte by byte: blocks of odd size are not aligned.
 #pragma once
 #include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include "quant/convert.h"
 #include "quant/format.h"
@@ -16,7 +19,18 @@ static inline uint32_t ggml_u32(const uint8_t* p) {
   return static_cast<uint32_t>(p[0]) | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
          static_cast<uint32_t>(p[3]) << 24;
 }
-static inline float ggml_f16(const uint8_t* p) { return f16_to_float(ggml_u16(p)); }
+// One instruction where there is one: decoders and packers convert scales one by one.
+static inline float ggml_f16(const uint8_t* p) {
+#if defined(__F16C__)
+  return _cvtsh_ss(ggml_u16(p));
+#elif defined(__aarch64__)
+  __fp16 half;
+  std::memcpy(&half, p, 2);
+  return half;
+#else
+  return f16_to_float(ggml_u16(p));
+#endif
+}
 
 // The block of `w` that holds element (row, col), for blocks of kElements in kBytes.
 template <int kElements, int kBytes>
@@ -41,6 +55,13 @@ static inline void ggml_decode(const Weight& w, int64_t row, int64_t col, int64_
 static inline void ggml_nibbles(const uint8_t* qs, uint8_t* codes) {
   for (int j = 0; j < 16; j++) codes[j] = qs[j] & 15;
   for (int j = 0; j < 16; j++) codes[j + 16] = qs[j] >> 4;
+}
+// The first n of them, at most 32.
+static inline void ggml_nibbles(const uint8_t* qs, int64_t n, uint8_t* codes) {
+  if (n >= 32) return ggml_nibbles(qs, codes);
+  uint8_t whole[32];
+  ggml_nibbles(qs, whole);
+  std::memcpy(codes, whole, static_cast<size_t>(n));
 }
 
 // Scale and minimum (6 bits each) of sub-block i of the 12 bytes that q4_k and q5_k pack them into.

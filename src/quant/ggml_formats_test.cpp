@@ -185,7 +185,9 @@ TEST_P(GgmlFormats, EncodedRowsComeBackWithinTheStep) {
 
 TEST_P(GgmlFormats, CodesTimesScalePlusOffsetIsTheValue) {
   const std::string name = layout().name;
-  ASSERT_EQ(format().codes4 != nullptr, name == "q4_0" || name == "q4_1" || name == "q4_k");
+  const bool table = name == "iq4_nl" || name == "iq4_xs" || name == "mxfp4_gguf";
+  ASSERT_EQ(format().table4 != nullptr, table);
+  ASSERT_EQ(format().codes4 != nullptr, table || name == "q4_0" || name == "q4_1" || name == "q4_k");
   if (!format().codes4) return;
   const int64_t in = format().pack_elements * 2 + 37;
   const auto data = random_rows(3, in, 11);
@@ -196,11 +198,15 @@ TEST_P(GgmlFormats, CodesTimesScalePlusOffsetIsTheValue) {
     const int64_t n = in - col, groups = (n + 31) / 32;
     std::vector<uint8_t> codes(static_cast<size_t>(n) + 1, 77);
     std::vector<float> scale(static_cast<size_t>(groups)), offset(static_cast<size_t>(groups));
-    format().codes4(w, 2, col, n, codes.data(), scale.data(), offset.data());
+    format().codes4(w, 2, col, n, codes.data(), scale.data(), table ? nullptr : offset.data());
     EXPECT_EQ(codes.back(), 77) << "wrote behind the end";
     for (int64_t i = 0; i < n; i++) {
       const auto g = static_cast<size_t>(i / 32);
       ASSERT_LT(codes[static_cast<size_t>(i)], 16);
+      if (table) {
+        ASSERT_EQ(scale[g] * format().table4[codes[static_cast<size_t>(i)]], values[static_cast<size_t>(col + i)]) << col << " " << i;
+        continue;
+      }
       const float expected = values[static_cast<size_t>(col + i)], bound = std::fabs(scale[g]) * 15 + std::fabs(offset[g]);
       ASSERT_NEAR(scale[g] * static_cast<float>(codes[static_cast<size_t>(i)]) + offset[g], expected, 3e-7f * bound) << col << " " << i;
       if (format().centred4) {

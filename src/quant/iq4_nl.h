@@ -12,6 +12,13 @@ static inline void iq4_nl_unpack(const uint8_t* p, float* out) {
 static inline void iq4_nl_decode(const Weight& w, int64_t row, int64_t col, int64_t n, float* out) {
   ggml_decode<32, 18, iq4_nl_unpack>(w, row, col, n, out);
 }
+static inline void iq4_nl_codes4(const Weight& w, int64_t row, int64_t col, int64_t n, uint8_t* codes, float* scale, float*) {
+  const uint8_t* p = ggml_block<32, 18>(w, row, col);
+  for (; n > 0; n -= 32, codes += 32, p += 18) {
+    *scale++ = ggml_f16(p);
+    ggml_nibbles(p + 2, n, codes);
+  }
+}
 void iq4_nl_encode(const float* source, int64_t rows, int64_t cols, std::byte* data, std::byte* scales);
 
 extern const Format kIq4Nl;

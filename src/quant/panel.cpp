@@ -11,6 +11,7 @@ PanelKind panel_kind(const Format& format) {
   if (&format == &kF32) return PanelKind::kNone;
   if (&format == &kBf16 || &format == &kF16) return PanelKind::kBf16;
   if (&format == &kFp8BlockFormat || &format == &kFp8Channel) return PanelKind::kFp8;
+  if (format.table4) return PanelKind::kInt4Table;
   if (format.codes4) return format.centred4 ? PanelKind::kInt4 : PanelKind::kInt4Offset;
   return PanelKind::kInt8;
 }
@@ -44,10 +45,13 @@ void panel_decode(const Weight& w, int64_t row, int64_t col, int64_t n, float* t
       to[i] = static_cast<float>(static_cast<int8_t>(base[at / 4 * 64 + o * 4 + at % 4])) * scale;
     } else {
       const std::byte* chunk = base + at / kInt4Chunk * panel_code_bytes(kind, kInt4Chunk);
-      const NibblePlace place = nibble_place(o, at % kInt4Chunk);
-      const int code = (reinterpret_cast<const uint16_t*>(chunk)[place.word] >> place.shift & 15) ^ (place.centred ? 8 : 0);
+      const int code = panel_nibble(kind, chunk, o, at % kInt4Chunk);
       const int64_t group = at % kInt4Chunk / kInt4PanelGroup;
       const int m = static_cast<int8_t>(chunk[1024 + group * 16 + o]);
+      if (kind == PanelKind::kInt4Table) {
+        to[i] = static_cast<float>((w.format->table4[code] * m + 64) >> 7) * scale;
+        continue;
+      }
       const int z = kind == PanelKind::kInt4 ? -m : static_cast<int8_t>(chunk[1024 + 64 + group * 16 + o]);
       to[i] = static_cast<float>(static_cast<int8_t>((((code * m + 4) >> 3) + z) & 255)) * scale;
     }

@@ -7,7 +7,7 @@
 // fp8    per 128 of k: E4M3 codes of 16 rows, then f32 scale[16]                   64
 // int8   per 512 of k: [k/4][16][4] codes, then f32 scale[16]                     64
 // int4   per 512 of k: chunks of 128 k, then f32 scale[16]                        128
-//        chunk: 16 x 64 bytes of nibbles, int8 multiplier[4][16]; int4_offset: also int8 offset[4][16]
+//        chunk: 16 x 64 bytes of nibbles, int8 multiplier[4][16]; int4_offset: also int8 offset[4][16]; int4_table: as int4
 //
 // The integer kinds multiply with activations quantised to int8 per token and 512 of k, so a product over such a block is an
 // exact integer and every instruction set gets the same one. |code| <= 127.
@@ -15,8 +15,11 @@
 //  int4: w = scale * (((nibble * m + 4) >> 3) + z), the sum taken modulo 256 into [-128, 127], with a multiplier m per row and
 //        group of 32, z = -m for centred formats (value 0 = code 8), else the offset. So 4-bit weights become int8 in a few instructions,
 //        and a block of 512 needs one scaling. The group scale is kept to 1/127 of the block's largest.
-// Nibbles: 64 bytes hold the quads of k 2j and 2j + 1. The 16-bit word h of row o has, from bit 12 down, quad 2j byte 2h (as a
-// signed number: code - 8), quad 2j+1 byte 2h, quad 2j+1 byte 2h+1, quad 2j byte 2h+1.
+//  int4_table: w = scale * ((table[nibble] * m + 64) >> 7), the 16 values of the format (Format::table4, at most 127) with a multiplier m
+//        from -128 to 127 per row and group of 32. Multipliers that are powers of two down to an eighth of the block's largest are exact
+//        for MXFP4: its table holds negative multiples of 8, its multipliers are -128, -64, -32, -16.
+// Nibbles: 64 bytes hold the quads of k 2j and 2j + 1. The 16-bit word h of row o has, from bit 12 down, quad 2j byte 2h (but for
+// int4_table as a signed number: code - 8), quad 2j+1 byte 2h, quad 2j+1 byte 2h+1, quad 2j byte 2h+1.
 // FP8: 64 bytes hold the pairs of k 2j and 2j + 1: of the 32 codes of a pair (row o, k % 2), codes 8i..8i+7 stand at byte 16i of
 // the first pair and 16i + 8 of the second.
 #pragma once
@@ -27,26 +30,28 @@
 
 namespace dg {
 
-enum class PanelKind : uint8_t { kNone, kBf16, kFp8, kInt8, kInt4, kInt4Offset };
+enum class PanelKind : uint8_t { kNone, kBf16, kFp8, kInt8, kInt4, kInt4Offset, kInt4Table };
 
 inline constexpr int64_t kPanelRows = 16;
 inline constexpr int64_t kPanelBlock = 512;  // of k per scale of the integer kinds
 inline constexpr int64_t kFp8PanelBlock = 128;
 inline constexpr int64_t kInt4Chunk = 128;
 
-static inline constexpr bool is_integer(PanelKind k) {
-  return k == PanelKind::kInt8 || k == PanelKind::kInt4 || k == PanelKind::kInt4Offset;
+static inline constexpr bool has_nibbles(PanelKind k) {
+  return k == PanelKind::kInt4 || k == PanelKind::kInt4Offset || k == PanelKind::kInt4Table;
 }
+static inline constexpr bool is_integer(PanelKind k) { return k == PanelKind::kInt8 || has_nibbles(k); }
 static inline constexpr int64_t panel_block(PanelKind k) { return k == PanelKind::kFp8 ? kFp8PanelBlock : kPanelBlock; }
 static inline constexpr int64_t panel_padded(PanelKind k, int64_t in) {
-  const int64_t unit = k == PanelKind::kInt4 || k == PanelKind::kInt4Offset ? kInt4Chunk : k == PanelKind::kBf16 ? 32 : 64;
+  const int64_t unit = has_nibbles(k) ? kInt4Chunk : k == PanelKind::kBf16 ? 32 : 64;
   return (in + unit - 1) / unit * unit;
 }
 // Bytes of `k` columns (padded) of a panel's codes inside one block, scales excluded.
 static inline constexpr int64_t panel_code_bytes(PanelKind kind, int64_t k) {
   switch (kind) {
     case PanelKind::kBf16: return k * kPanelRows * 2;
-    case PanelKind::kInt4: return k / kInt4Chunk * (1024 + 64);
+    case PanelKind::kInt4:
+    case PanelKind::kInt4Table: return k / kInt4Chunk * (1024 + 64);
     case PanelKind::kInt4Offset: return k / kInt4Chunk * (1024 + 128);
     default: return k * kPanelRows;
   }
@@ -63,7 +68,7 @@ static inline constexpr int64_t fp8_panel_place(int64_t o, int64_t k) {
   const int64_t pair = k / 2, element = o * 2 + k % 2;
   return pair / 2 * 64 + element / 8 * 16 + pair % 2 * 8 + element % 8;
 }
-// The word of a chunk and the bit shift of nibble (o, k); `centred` ones are stored with 8 subtracted.
+// The word of a chunk and the bit shift of nibble (o, k); `centred` ones are stored with 8 subtracted, but not those of int4_table.
 struct NibblePlace {
   int64_t word;
   int shift;
@@ -73,6 +78,13 @@ static inline constexpr NibblePlace nibble_place(int64_t o, int64_t k) {
   const int64_t quad = k / 4, byte = k % 4;
   const int shift = quad % 2 == 0 ? (byte % 2 == 0 ? 12 : 0) : (byte % 2 == 0 ? 8 : 4);
   return {quad / 2 * 32 + o * 2 + byte / 2, shift, shift == 12};
+}
+
+// 4-bit code (row o of the panel, column k of the chunk).
+static inline int panel_nibble(PanelKind kind, const std::byte* chunk, int64_t o, int64_t k) {
+  const NibblePlace place = nibble_place(o, k);
+  const auto word = static_cast<int>(reinterpret_cast<const uint16_t*>(chunk)[place.word]);
+  return (word >> place.shift & 15) ^ (place.centred && kind != PanelKind::kInt4Table ? 8 : 0);
 }
 
 // kNone for formats that are used as published (f32).

@@ -18,13 +18,7 @@ static inline void q4_0_codes4(const Weight& w, int64_t row, int64_t col, int64_
     const float d = ggml_f16(p);
     *scale++ = d;
     *offset++ = -8 * d;
-    if (n >= 32) {
-      ggml_nibbles(p + 2, codes);
-    } else {
-      uint8_t whole[32];
-      ggml_nibbles(p + 2, whole);
-      std::memcpy(codes, whole, static_cast<size_t>(n));
-    }
+    ggml_nibbles(p + 2, n, codes);
   }
 }
 void q4_0_encode(const float* source, int64_t rows, int64_t cols, std::byte* data, std::byte* scales);

@@ -17,13 +17,7 @@ static inline void q4_1_codes4(const Weight& w, int64_t row, int64_t col, int64_
   for (; n > 0; n -= 32, codes += 32, p += 20) {
     *scale++ = ggml_f16(p);
     *offset++ = ggml_f16(p + 2);
-    if (n >= 32) {
-      ggml_nibbles(p + 4, codes);
-    } else {
-      uint8_t whole[32];
-      ggml_nibbles(p + 4, whole);
-      std::memcpy(codes, whole, static_cast<size_t>(n));
-    }
+    ggml_nibbles(p + 4, n, codes);
   }
 }
 void q4_1_encode(const float* source, int64_t rows, int64_t cols, std::byte* data, std::byte* scales);

@@ -46,11 +46,14 @@ int ByteAlphabet::byte_of(char32_t c) { return c < 512 ? alphabet().bytes[c] : -
 
 bool ByteAlphabet::append_bytes(std::string_view token, std::string& bytes) {
   for (const char *p = token.data(), *end = p + token.size(); p < end;) {
-    unicode::Decoded d = unicode::decode(p, end);
-    int byte = byte_of(d.code);
+    const auto lead = static_cast<unsigned char>(*p);
+    // Chars of the alphabet are below U+0180: one byte or two. An ill-formed one is of none, as the replacement character is.
+    char32_t c = lead;
+    if (lead >= 0x80) c = lead >= 0xc2 && lead <= 0xc5 && end - p >= 2 && (p[1] & 0xc0) == 0x80 ? (lead & 31u) << 6 | (p[1] & 63u) : 0xfffd;
+    const int byte = byte_of(c);
     if (byte < 0) return false;
     bytes += static_cast<char>(byte);
-    p += d.bytes;
+    p += lead < 0x80 ? 1 : 2;
   }
   return true;
 }

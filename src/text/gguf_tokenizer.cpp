@@ -3,10 +3,12 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <charconv>
 
 #include "base/file.h"
 #include "base/json.h"
 #include "text/bpe.h"
+#include "text/bpe_tables.h"
 #include "text/unicode.h"
 
 namespace dg {
@@ -130,8 +132,14 @@ class GgufTokenizerText {
     return {};
   }
 
-  std::string tokenizer_json() const {
-    std::string added, vocab, merges;
+  // The tokenizer.json, its vocab and merges as views of the vocabulary.
+  Result<BpeTables> tables() const {
+    BpeTables tables;
+    std::string added;
+    std::string& ids = tables.unescaped.emplace_back();
+    ids.reserve(v_.tokens.size() * 8);  // of at most 8 digits: views of it stay
+    tables.tokens.reserve(v_.tokens.size());
+    tables.merges.reserve(v_.merges.size());
     for (size_t i = 0; i < v_.tokens.size(); i++) {
       const GgufTokenType type = v_.types.empty() ? GgufTokenType::kNormal : static_cast<GgufTokenType>(v_.types[i]);
       if (type == GgufTokenType::kUnused || v_.tokens[i].empty()) continue;
@@ -141,14 +149,20 @@ class GgufTokenizerText {
         append_json_text(added, v_.tokens[i]);
         added += '}';
       } else {
-        vocab += vocab.empty() ? "" : ",";
-        append_json_text(vocab, v_.tokens[i]);
-        vocab += fmt::format(":{}", i);
+        char digits[8];
+        const auto count = static_cast<size_t>(std::to_chars(digits, digits + sizeof digits, i).ptr - digits);
+        const size_t begin = ids.size();
+        ids.append(digits, count);
+        tables.tokens.push_back({v_.tokens[i], std::string_view(ids).substr(begin)});
       }
     }
-    for (const std::string& merge : v_.merges) {
-      merges += merges.empty() ? "" : ",";
-      append_json_text(merges, merge);
+    for (size_t i = 0; i < v_.merges.size(); i++) {
+      const std::string_view merge = v_.merges[i];
+      const size_t space = merge.find(' ');
+      if (space == std::string_view::npos || merge.find(' ', space + 1) != std::string_view::npos)
+        return input_error(fmt::format("{}: tokenizer.ggml.merges[{}]: expected two tokens with a space between them, found \"{}\"",
+                                       origin_, i, printable(merge)));
+      tables.merges.push_back({merge.substr(0, space), merge.substr(space + 1)});
     }
     std::string splits;
     for (std::string_view pattern : pre_->patterns) {
@@ -158,10 +172,11 @@ class GgufTokenizerText {
       splits += "}},";
     }
     constexpr std::string_view kByteLevel = R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false})";
-    return fmt::format(R"({{"added_tokens":[{}],"normalizer":{},"pre_tokenizer":{{"type":"Sequence","pretokenizers":[{}{}]}},"decoder":{},)"
-                       R"("model":{{"type":"BPE","ignore_merges":{},"vocab":{{{}}},"merges":[{}]}}}})",
-                       added, pre_->nfc ? R"({"type":"NFC"})" : "null", splits, kByteLevel, kByteLevel,
-                       pre_->ignore_merges ? "true" : "false", vocab, merges);
+    tables.rest = fmt::format(
+        R"({{"added_tokens":[{}],"normalizer":{},"pre_tokenizer":{{"type":"Sequence","pretokenizers":[{}{}]}},"decoder":{},)"
+        R"("model":{{"type":"BPE","ignore_merges":{},"vocab":{{}},"merges":[]}}}})",
+        added, pre_->nfc ? R"({"type":"NFC"})" : "null", splits, kByteLevel, kByteLevel, pre_->ignore_merges ? "true" : "false");
+    return tables;
   }
 
   std::string config_json() const {
@@ -205,7 +220,8 @@ std::string gguf_pre_names() {
 Result<std::unique_ptr<Tokenizer>> make_gguf_tokenizer(const GgufVocabulary& vocabulary, const std::string& origin) {
   GgufTokenizerText text(vocabulary, origin);
   DG_TRY(text.check());
-  return Tokenizer::from_json(text.tokenizer_json(), text.config_json(), origin + ": tokenizer.ggml");
+  DG_ASSIGN(const BpeTables tables, text.tables());
+  return Tokenizer::from_tables(tables, text.config_json(), origin + ": tokenizer.ggml");
 }
 
 Result<GgufVocabulary> read_gguf_vocabulary(const std::string& directory, int64_t size) {

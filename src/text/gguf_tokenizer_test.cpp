@@ -58,6 +58,10 @@ TEST(GgufTokenizer, FaultsNameTheKey) {
   v = good;
   v.merges.push_back("\xc0 a");
   EXPECT_NE(refusal(v).find("tokenizer.ggml.merges[1]: expected UTF-8"), std::string::npos) << refusal(v);
+  for (const char* merge : {"ab", "a b c"}) {
+    v.merges.back() = merge;
+    EXPECT_NE(refusal(v).find("tokenizer.ggml.merges[1]: expected two tokens"), std::string::npos) << refusal(v);
+  }
   v = good;
   v.chat_template = "\xff";
   EXPECT_NE(refusal(v).find("tokenizer.chat_template: expected UTF-8"), std::string::npos) << refusal(v);

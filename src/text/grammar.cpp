@@ -189,7 +189,7 @@ Result<grammar::RuleId> add_choices(grammar::Ast& ast, const std::vector<std::st
 
 struct GrammarCompiler::Impl {
   Impl(const Tokenizer& t, int64_t vocab, std::vector<int32_t> stop_ids, const GrammarLimits& l)
-      : tokenizer(t), limits(l), shared(std::make_shared<Shared>(t, vocab, std::move(stop_ids), l)) {}
+      : tokenizer(t), limits(l), vocab(vocab), stop_ids(std::move(stop_ids)) {}
 
   Result<grammar::RuleId> add_spec(grammar::Ast& ast, const GrammarSpec& spec) {
     switch (spec.kind) {
@@ -199,7 +199,7 @@ struct GrammarCompiler::Impl {
       case GrammarKind::kEbnf:
         return grammar::add_ebnf(ast, spec.text, [this](std::string_view content) -> std::optional<int32_t> {
           const auto id = tokenizer.id_of(content);
-          return id && shared->vocabulary.added(*id) ? id : std::nullopt;
+          return id && shared()->vocabulary.added(*id) ? id : std::nullopt;
         });
       case GrammarKind::kRegex: {
         DG_ASSIGN(const grammar::ExprId body, grammar::add_regex(ast, spec.text, {}));
@@ -240,12 +240,21 @@ struct GrammarCompiler::Impl {
     }
     auto automaton = grammar::build_automaton(ast, *root, limits.max_states);
     if (!automaton.ok()) return explain(automaton.error());
-    return std::shared_ptr<const Grammar>(std::make_shared<const Grammar>(shared, std::move(*automaton), spec, limits));
+    return std::shared_ptr<const Grammar>(std::make_shared<const Grammar>(shared(), std::move(*automaton), spec, limits));
+  }
+
+  // Made for the first grammar: the vocabulary's tree takes a tenth of a second, and most servers never need it.
+  const std::shared_ptr<Shared>& shared() {
+    std::call_once(shared_once, [this] { made_shared = std::make_shared<Shared>(tokenizer, vocab, stop_ids, limits); });
+    return made_shared;
   }
 
   const Tokenizer& tokenizer;
   GrammarLimits limits;
-  std::shared_ptr<Shared> shared;
+  int64_t vocab;
+  std::vector<int32_t> stop_ids;
+  std::once_flag shared_once;
+  std::shared_ptr<Shared> made_shared;
   std::mutex mutex;
   struct Compiled {
     std::string key;

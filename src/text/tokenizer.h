@@ -14,6 +14,7 @@
 
 namespace dg {
 
+struct BpeTables;
 class Decoder;
 
 struct TokenizerEncodeOptions {
@@ -31,6 +32,9 @@ class Tokenizer {
   // The same from memory; `tokenizer_config_json` may be empty, `origin` names the source in errors.
   static Result<std::unique_ptr<Tokenizer>> from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                                       std::string_view origin);
+  // The same with vocab and merges taken out of the tokenizer.json (text/bpe_tables.h).
+  static Result<std::unique_ptr<Tokenizer>> from_tables(const BpeTables& tables, std::string_view tokenizer_config_json,
+                                                        std::string_view origin);
   ~Tokenizer();
 
   using EncodeOptions = TokenizerEncodeOptions;

@@ -24,11 +24,15 @@ class TokenizerLoader {
  public:
   static Result<std::unique_ptr<Tokenizer>> build(std::string_view tokenizer_json, std::string_view config_json,
                                                   const std::string& tokenizer_origin, const std::string& config_origin) {
-    TokenizerLoader loader;
     if (tokenizer_json.size() > kMaxJsonBytes)
       return input_error(
           fmt::format("{}: {} bytes of JSON, at most {} are accepted", tokenizer_origin, tokenizer_json.size(), kMaxJsonBytes));
     DG_ASSIGN(const BpeTables tables, split_tokenizer_json(tokenizer_json, tokenizer_origin));
+    return build(tables, config_json, tokenizer_origin, config_origin);
+  }
+  static Result<std::unique_ptr<Tokenizer>> build(const BpeTables& tables, std::string_view config_json,
+                                                  const std::string& tokenizer_origin, const std::string& config_origin) {
+    TokenizerLoader loader;
     DG_ASSIGN(const SortedJson root, parse_sorted_json(tables.rest, tokenizer_origin, {.max_bytes = kMaxJsonBytes}));
     DG_TRY(loader.load_tokenizer(JsonField(root, tokenizer_origin + ": $"), tables));
     if (!config_json.empty()) {
@@ -244,6 +248,11 @@ class TokenizerLoader {
 Result<std::unique_ptr<Tokenizer>> Tokenizer::from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                                         std::string_view origin) {
   return TokenizerLoader::build(tokenizer_json, tokenizer_config_json, std::string(origin), std::string(origin) + " (tokenizer_config)");
+}
+
+Result<std::unique_ptr<Tokenizer>> Tokenizer::from_tables(const BpeTables& tables, std::string_view tokenizer_config_json,
+                                                          std::string_view origin) {
+  return TokenizerLoader::build(tables, tokenizer_config_json, std::string(origin), std::string(origin) + " (tokenizer_config)");
 }
 
 Result<std::unique_ptr<Tokenizer>> Tokenizer::load(const std::string& directory) {

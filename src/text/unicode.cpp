@@ -295,6 +295,15 @@ size_t first_invalid(std::string_view text) {
     uint64_t word;
     while (end - at >= 8 && (std::memcpy(&word, at, 8), (word & 0x8080808080808080ull) == 0)) at += 8;
     if (at == end) break;
+    const auto lead = static_cast<unsigned char>(*at);
+    if (lead < 0x80) {
+      at++;
+      continue;
+    }
+    if (lead >= 0xc2 && lead <= 0xdf && end - at >= 2 && (static_cast<unsigned char>(at[1]) & 0xc0) == 0x80) {  // Latin and byte alphabets
+      at += 2;
+      continue;
+    }
     Decoded d = decode(at, end);
     if (!d.valid) return static_cast<size_t>(at - text.data());
     at += d.bytes;

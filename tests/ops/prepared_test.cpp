@@ -41,10 +41,10 @@ class PreparedTest : public ::testing::TestWithParam<std::tuple<std::string, std
   const Format& format() const { return *find_format(std::get<1>(GetParam())); }
   PanelKind kind() const { return panel_kind(format()); }
   bool fused() const {
-#if defined(__aarch64__)
+#if defined(__aarch64__) || defined(__riscv)
     return true;
 #else
-    return isa() != "generic";  // the baselines of x86-64 and riscv64 kernels here are built without contraction to one instruction
+    return isa() != "generic";  // the baseline of x86-64 has no fused multiply-add
 #endif
   }
 };
@@ -77,7 +77,7 @@ std::vector<float> activation(PanelKind kind, bool amx, bool fused, const float*
   return out;
 }
 
-// Element (row, k) of a 4-bit panel before the rounding to int8: scale * (nibble * m / 8 + z).
+// Element (row, k) of a 4-bit panel before the rounding to int8: scale * (nibble * m / 8 + z), or scale * table[nibble] * m / 128.
 double exact_element(const Weight& w, int64_t row, int64_t k) {
   const PanelKind kind = panel_kind(*w.format);
   const int64_t o = row % kPanelRows, begin = k / kPanelBlock * kPanelBlock, at = k - begin;
@@ -86,10 +86,10 @@ double exact_element(const Weight& w, int64_t row, int64_t k) {
       w.data + row / kPanelRows * panel_stride(kind, w.in) + begin / kPanelBlock * (panel_code_bytes(kind, kPanelBlock) + 64);
   const float scale = reinterpret_cast<const float*>(base + panel_code_bytes(kind, width))[o];
   const std::byte* chunk = base + at / kInt4Chunk * panel_code_bytes(kind, kInt4Chunk);
-  const NibblePlace place = nibble_place(o, at % kInt4Chunk);
-  const int code = (reinterpret_cast<const uint16_t*>(chunk)[place.word] >> place.shift & 15) ^ (place.centred ? 8 : 0);
+  const int code = panel_nibble(kind, chunk, o, at % kInt4Chunk);
   const int64_t group = at % kInt4Chunk / 32;
   const int m = static_cast<int8_t>(chunk[1024 + group * 16 + o]);
+  if (kind == PanelKind::kInt4Table) return w.format->table4[code] * m / 128.0 * static_cast<double>(scale);
   const int z = kind == PanelKind::kInt4 ? -m : static_cast<int8_t>(chunk[1024 + 64 + group * 16 + o]);
   return (code * m / 8.0 + z) * static_cast<double>(scale);
 }
@@ -116,6 +116,7 @@ TEST_P(PreparedTest, PanelsHoldTheWeight) {
         if (kind() == PanelKind::kBf16 && format().name == std::string("f16")) bound = std::fabs(exact) / 256 + 1e-30;
         if (kind() == PanelKind::kInt8) bound = most / 253;
         if (kind() == PanelKind::kInt4 || kind() == PanelKind::kInt4Offset) bound = most / 40;
+        if (kind() == PanelKind::kInt4Table) bound = most / 90;
         ASSERT_NEAR(actual[static_cast<size_t>(k)], exact, bound) << shape.in << " x " << shape.out << " row " << row << " column " << k;
       }
     }
@@ -161,7 +162,7 @@ TEST_P(PreparedTest, LinearMultipliesWhatThePanelsHold) {
 
 // Few rows of 4-bit weights where batches need not agree: the codes and multipliers that the panel holds, not rounded to int8.
 TEST_P(PreparedTest, FewRowsMultiplyTheCodesThemselves) {
-  if (kind() != PanelKind::kInt4 && kind() != PanelKind::kInt4Offset) return;  // no other kind has such a path
+  if (!has_nibbles(kind())) return;  // no other kind has such a path
   DG_TRACE_SEED();
   Random random(20);
   auto made = make_cpu_backend({.threads = 2, .isa = isa(), .pin = false, .batch_invariant = false});

@@ -118,7 +118,8 @@ void CpuBackend::linear_glu(const LinearGlu& op) {
   CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out) && op.x.rank == 2 && op.out.rank == 2);
-  if (op.up.prepared && op.gate.prepared && panel_kind(*op.up.format) == panel_kind(*op.gate.format) && same_columns(op.up, op.gate))
+  if (op.up.prepared && op.gate.prepared && panel_kind(*op.up.format) == panel_kind(*op.gate.format) &&
+      op.up.format->table4 == op.gate.format->table4 && same_columns(op.up, op.gate))
     return product(op.out, op.x, op.up, &op.gate, nullptr);
   if (op.up.prepared || op.gate.prepared) return Backend::linear_glu(op);  // gate and up in different formats or orders of columns
   MatmulArgs args{};

@@ -149,6 +149,7 @@ void CpuBackend::prepared_product(const ExpertGroups& groups, std::span<const Ex
       const int64_t slot = i / pieces, e = groups.active[slot], panel = i % pieces * kPanelsPerPiece, pair = groups.begin_of[e];
       const Expert& expert = experts[static_cast<size_t>(e)];
       kernels_->panel_product({.kind = kind,
+                               .table = shape.format->table4,
                                .w = (down ? expert.down : expert.up).data,
                                .gate = down ? nullptr : expert.gate.data,
                                .rows = rows,

@@ -13,7 +13,7 @@ int64_t tiles_of(int64_t rows) { return (rows + kTokenTile - 1) / kTokenTile; }
 
 PanelProduct product_args(const Weight& w, const Weight* gate) {
   PanelProduct args{};
-  args.kind = panel_kind(*w.format);
+  args.kind = panel_kind(*w.format), args.table = w.format->table4;
   args.w = w.data, args.gate = gate ? gate->data : nullptr;
   args.rows = w.out, args.in = w.in;
   return args;

@@ -60,6 +60,7 @@ struct PackRow {
 // kind and shape (rows, in); ranges are of panels of 16 rows.
 struct PanelProduct {
   PanelKind kind;
+  const int8_t* table;        // Format::table4 of w and gate
   const std::byte *w, *gate;  // gate null for a plain product
   int64_t rows, in;
   const void* x;  // ceil(tokens / 16) tiles

@@ -265,8 +265,8 @@ struct ProductScratch {
 // One tile of tokens and 4-bit codes: while the vector units unpack a chunk of 128 columns of a panel, the tile unit multiplies with the
 // chunk before, so 16 KiB of L1 do. The same sums as multiply_blocks forms. Three or four panels.
 template <PanelKind kKind, int N>
-void multiply_one_tile(const PanelList& panels, int first_panel, int64_t k, int64_t width, const std::byte* x, const float* activation,
-                       int64_t rows, const ProductScratch& s) {
+void multiply_one_tile(const PanelList& panels, int first_panel, int64_t k, int64_t width, const int8_t* table, const std::byte* x,
+                       const float* activation, int64_t rows, const ProductScratch& s) {
   const std::byte* from[N];
   for (int p = 0; p < N; p++) from[p] = panels.data[first_panel + p];
   one_tile_zero<N>();
@@ -276,7 +276,7 @@ void multiply_one_tile(const PanelList& panels, int first_panel, int64_t k, int6
 #pragma GCC unroll 4
     for (int p = 0; p < N; p++) {
       if (chunk < width / kInt4Chunk) {
-        unpack_codes<kKind>(from[p], kInt4Chunk, to + p * 2048);
+        unpack_codes<kKind>(from[p], kInt4Chunk, table, to + p * 2048);
         from[p] += panel_code_bytes(kKind, kInt4Chunk);
       }
       if (chunk > 0) multiply_chunk(p, ready + p * 2048);
@@ -310,17 +310,16 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
   const int64_t padded = panel_padded(kKind, a.in), columns = pass_columns(kKind), tiles = (tokens + kTileTokens - 1) / kTileTokens;
   const int64_t scales_at = activation_tile_bytes(kKind, padded);
 #if defined(__AVX512VNNI__)
-  if constexpr (kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset) {
-    constexpr bool kOffset = kKind == PanelKind::kInt4Offset;
+  if constexpr (has_nibbles(kKind)) {
     const auto* activation = reinterpret_cast<const float*>(x + scales_at);
     std::byte* const rows = reinterpret_cast<std::byte*>(s.sums + kMostPanels * 256);  // only one tile has sums
     if (tokens <= kFewRows && !a.batch_invariant && exact_rows_bytes(padded, tokens) <= kExactRowsSpace) {
       const ExactRows ordered = order_exact_rows(x, padded, tokens, rows);
-      exact_rows_panels<kOffset>(panels.data, panels.count, ordered, activation, tokens, s.sums);
+      exact_rows_panels<kKind>(panels.data, panels.count, a.table, ordered, activation, tokens, s.sums);
       return false;
     }
     if (tokens <= kFewRows) {
-      for (int p = 0; p < panels.count; p++) few_rows_panel<kOffset>(panels.data[p], a.in, x, activation, tokens, s.sums + p * 256);
+      for (int p = 0; p < panels.count; p++) few_rows_panel<kKind>(panels.data[p], a.in, a.table, x, activation, tokens, s.sums + p * 256);
       return false;
     }
   }
@@ -336,13 +335,13 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
     for (int g = 0; g < panels.count; g += group) {
       const int group_count = static_cast<int>(min64(group, panels.count - g));
 #if defined(__AMX_TILE__)
-      if constexpr (kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset) {
+      if constexpr (has_nibbles(kKind)) {
         if (tiles == 1 && group_count >= 3) {
           pending.finish();  // of a group of one or two panels before: its tiles are about to be overwritten
           const std::byte* at = x + activation_tile_bytes(kKind, k);
           const auto* activation = reinterpret_cast<const float*>(x + scales_at) + k / kPanelBlock * 32;
-          if (group_count == 4) multiply_one_tile<kKind, 4>(panels, g, k, width, at, activation, tokens, s);
-          else multiply_one_tile<kKind, 3>(panels, g, k, width, at, activation, tokens, s);
+          if (group_count == 4) multiply_one_tile<kKind, 4>(panels, g, k, width, a.table, at, activation, tokens, s);
+          else multiply_one_tile<kKind, 3>(panels, g, k, width, a.table, at, activation, tokens, s);
           continue;
         }
       }
@@ -352,7 +351,7 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
         b[p] = panels.data[g + p];
         if constexpr (kNeedsUnpack<kKind>) {
           std::byte* to = s.unpacked + p * 8192;
-          unpack_codes<kKind>(panels.data[g + p], width, to);
+          unpack_codes<kKind>(panels.data[g + p], width, a.table, to);
           b[p] = to;
         }
       }
@@ -423,7 +422,7 @@ void multiply_panels(const PanelProduct& a, int64_t begin, int64_t end) {
   s.unpacked = reinterpret_cast<std::byte*>(a.scratch);
   s.c = reinterpret_cast<int32_t*>(s.unpacked + kUnpackedPanels * 8192);
   s.sums = reinterpret_cast<float*>(s.c + 8 * 256);
-  DotScope scope(min64(a.tokens, kTileTokens), kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset);
+  DotScope scope(min64(a.tokens, kTileTokens), has_nibbles(kKind));
   for (int64_t token0 = 0; token0 < a.tokens; token0 += kProductTokens) {
     const int64_t tokens = min64(kProductTokens, a.tokens - token0);
     for (int64_t first = begin; first < end; first += per_pass) {
@@ -450,6 +449,7 @@ void panel_product(const PanelProduct& a, int64_t begin, int64_t end) {
     case PanelKind::kInt8: return multiply_panels<PanelKind::kInt8>(a, begin, end);
     case PanelKind::kInt4: return multiply_panels<PanelKind::kInt4>(a, begin, end);
     case PanelKind::kInt4Offset: return multiply_panels<PanelKind::kInt4Offset>(a, begin, end);
+    case PanelKind::kInt4Table: return multiply_panels<PanelKind::kInt4Table>(a, begin, end);
     case PanelKind::kNone: return;
   }
 }

@@ -10,11 +10,11 @@ constexpr bool kUnsignedCodes = false;
 constexpr int kTilesAtATime = 1, kPanelsAtATime = 1, kPanelsOfOneTile = 1;
 
 template <PanelKind kKind>
-constexpr bool kNeedsUnpack = kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset || kKind == PanelKind::kFp8;
+constexpr bool kNeedsUnpack = has_nibbles(kKind) || kKind == PanelKind::kFp8;
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
-  unpack_neon<kKind, false>(from, width, to);
+inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  unpack_neon<kKind, false>(from, width, table, to);
 }
 
 // T * 4 sums, T activations and two registers of codes: 32 registers with T = 6.

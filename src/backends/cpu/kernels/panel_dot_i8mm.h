@@ -14,8 +14,8 @@ template <PanelKind kKind>
 constexpr bool kNeedsUnpack = kKind != PanelKind::kBf16;
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
-  unpack_neon<kKind, true>(from, width, to);
+inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  unpack_neon<kKind, true>(from, width, table, to);
 }
 
 // P pairs of tokens: 8 P sums of 2 tokens x 2 outputs, P activations and codes: 32 registers with P = 3.

@@ -11,11 +11,11 @@ constexpr bool kUnsignedCodes = false;
 constexpr int kTilesAtATime = 1, kPanelsAtATime = 1, kPanelsOfOneTile = 1;
 
 template <PanelKind kKind>
-constexpr bool kNeedsUnpack = kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset || kKind == PanelKind::kFp8;
+constexpr bool kNeedsUnpack = has_nibbles(kKind) || kKind == PanelKind::kFp8;
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
-  unpack_neon<kKind, false>(from, width, to);
+inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  unpack_neon<kKind, false>(from, width, table, to);
 }
 
 // T * 8 sums, 2 T activations, two registers of codes, T products: 26 registers with T = 2.

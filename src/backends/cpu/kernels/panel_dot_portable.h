@@ -18,7 +18,7 @@ constexpr bool kNeedsUnpack = true;
 
 // Integer codes -> int8 rows [k][16]; bf16 and fp8 -> bf16 pairs as in a bf16 panel.
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
+inline void unpack_codes(const std::byte* from, int64_t width, [[maybe_unused]] const int8_t* table, std::byte* to) {
   auto* codes = reinterpret_cast<int8_t*>(to);
   if constexpr (kKind == PanelKind::kBf16) {
     std::memcpy(to, from, static_cast<size_t>(width * 32));
@@ -33,16 +33,16 @@ inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
         for (int i = 0; i < 4; i++) codes[(quad * 4 + i) * 16 + o] = static_cast<int8_t>(from[quad * 64 + o * 4 + i]);
   } else {
     for (int64_t k0 = 0; k0 < width; k0 += kInt4Chunk) {
-      const auto* words = reinterpret_cast<const uint16_t*>(from);
       for (int64_t quad = 0; quad < 32; quad++) {
         const std::byte* side = from + 1024 + quad / 8 * 16;
         for (int o = 0; o < 16; o++) {
           const int m = static_cast<int8_t>(side[o]);
-          const int z = kKind == PanelKind::kInt4 ? -m : static_cast<int8_t>(side[64 + o]);
+          const int z = kKind == PanelKind::kInt4Offset ? static_cast<int8_t>(side[64 + o]) : -m;
           for (int i = 0; i < 4; i++) {
-            const NibblePlace at = nibble_place(o, quad * 4 + i);
-            const int code = (words[at.word] >> at.shift & 15) ^ (at.centred ? 8 : 0);
-            codes[(k0 + quad * 4 + i) * 16 + o] = static_cast<int8_t>(((code * m + 4) >> 3) + z);
+            const int code = panel_nibble(kKind, from, o, quad * 4 + i);
+            int value = ((code * m + 4) >> 3) + z;
+            if constexpr (kKind == PanelKind::kInt4Table) value = (table[code] * m + 64) >> 7;
+            codes[(k0 + quad * 4 + i) * 16 + o] = static_cast<int8_t>(value);
           }
         }
       }

@@ -53,6 +53,37 @@ inline void unpack_int4(const std::byte* from, int64_t width, std::byte* to) {
   }
 }
 
+// (table[nibble] * m + 64) >> 7.
+inline void unpack_table(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  auto* out = reinterpret_cast<int8_t*>(to);
+  const vint8m1_t values = __riscv_vle8_v_i8m1(table, 16);
+  for (int64_t k = 0; k < width; k += kInt4Chunk) {
+    const auto* side = reinterpret_cast<const int8_t*>(from) + 1024;
+    for (int group = 0; group < 4; group++) {
+      const vint8m1_t m = __riscv_vle8_v_i8m1(side + group * 16, 16);
+      for (int i = 0; i < 4; i++, out += 128) {  // 8 columns
+        const vuint16m2x2_t words = __riscv_vlseg2e16_v_u16m2x2(reinterpret_cast<const uint16_t*>(from) + i * 32, 16);
+        const auto put = [&](vuint8m1_t n, int column) __attribute__((always_inline)) {
+          const vint8m1_t value = __riscv_vrgather_vv_i8m1(values, n, 16);
+          const vint16m2_t product = __riscv_vwmacc_vv_i16m2(__riscv_vmv_v_x_i16m2(64, 16), value, m, 16);
+          __riscv_vse8_v_i8m1(out + column * 16, __riscv_vnsra_wx_i8m1(product, 7, 16), 16);
+        };
+        const auto word = [&](vuint16m2_t w, int column) __attribute__((always_inline)) {
+          const vuint8m1_t low = __riscv_vnsrl_wx_u8m1(w, 0, 16), high = __riscv_vnsrl_wx_u8m1(w, 8, 16);
+          put(__riscv_vsrl_vx_u8m1(high, 4, 16), column);
+          put(__riscv_vand_vx_u8m1(low, 15, 16), column + 1);
+          put(__riscv_vand_vx_u8m1(high, 15, 16), column + 4);
+          put(__riscv_vsrl_vx_u8m1(low, 4, 16), column + 5);
+        };
+        word(__riscv_vget_v_u16m2x2_u16m2(words, 0), 0);
+        word(__riscv_vget_v_u16m2x2_u16m2(words, 1), 2);
+      }
+      from += 256;
+    }
+    from += 64;
+  }
+}
+
 inline void transpose_int8(const std::byte* from, int64_t width, std::byte* to) {
   const auto* codes = reinterpret_cast<const int8_t*>(from);
   auto* out = reinterpret_cast<int8_t*>(to);
@@ -80,9 +111,10 @@ inline void unpack_fp8(const std::byte* from, int64_t width, std::byte* to) {
 }
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
+inline void unpack_codes(const std::byte* from, int64_t width, [[maybe_unused]] const int8_t* table, std::byte* to) {
   if constexpr (kKind == PanelKind::kInt4) unpack_int4<false>(from, width, to);
   if constexpr (kKind == PanelKind::kInt4Offset) unpack_int4<true>(from, width, to);
+  if constexpr (kKind == PanelKind::kInt4Table) unpack_table(from, width, table, to);
   if constexpr (kKind == PanelKind::kInt8) transpose_int8(from, width, to);
   if constexpr (kKind == PanelKind::kFp8) unpack_fp8(from, width, to);
 }

@@ -17,8 +17,8 @@ template <PanelKind kKind>
 constexpr bool kNeedsUnpack = kKind != PanelKind::kBf16;
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
-  unpack_neon<kKind, true>(from, width, to);
+inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  unpack_neon<kKind, true>(from, width, table, to);
 }
 
 #define DG_ROW4(f, p) f(p, 0) f(p, 1) f(p, 2) f(p, 3)
@@ -56,7 +56,7 @@ inline void dot_integer_pairs(const std::byte* x, const std::byte* b, int64_t wi
     const svint8_t xv0 = x##half##0, xv1 = x##half##1, xv2 = x##half##2, xv3 = x##half##3;                          \
     DG_PRODUCT(0, g) DG_PRODUCT(1, g) DG_PRODUCT(2, g) DG_PRODUCT(3, g)(void) xv0, (void)xv1, (void)xv2, (void)xv3; \
   }
-        DG_VECTOR(0, 0) DG_VECTOR(1, 0) DG_VECTOR(2, 0) DG_VECTOR(3, 0) DG_VECTOR(0, 1) DG_VECTOR(1, 1) DG_VECTOR(2, 1) DG_VECTOR(3, 1)
+    DG_VECTOR(0, 0) DG_VECTOR(1, 0) DG_VECTOR(2, 0) DG_VECTOR(3, 0) DG_VECTOR(0, 1) DG_VECTOR(1, 1) DG_VECTOR(2, 1) DG_VECTOR(3, 1)
 #undef DG_VECTOR
 #undef DG_PRODUCT
   }

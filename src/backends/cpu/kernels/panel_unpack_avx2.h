@@ -9,7 +9,7 @@ namespace dg::DG_ISA_NAMESPACE {
 namespace {
 
 template <PanelKind kKind>
-constexpr bool kNeedsUnpack = kKind == PanelKind::kInt4 || kKind == PanelKind::kInt4Offset || kKind == PanelKind::kFp8;
+constexpr bool kNeedsUnpack = has_nibbles(kKind) || kKind == PanelKind::kFp8;
 
 constexpr int64_t kPrefetchBytes = 4096;
 
@@ -56,6 +56,40 @@ inline void unpack_int4(const std::byte* from, int64_t width, std::byte* to) {
   }
 }
 
+// (table[nibble] * m + 64) >> 7, formed in the wanted byte as in unpack_int4: for even bytes from the value in the high byte, for odd ones
+// from 128 + value in the low byte.
+inline void unpack_table(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
+  const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  const __m256i plus_128 = _mm256_xor_si256(values, _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i nibbles = _mm256_set1_epi8(0x0f), odd_bytes = _mm256_set1_epi16(static_cast<short>(0xff00));
+  for (int64_t k = 0; k < width; k += kInt4Chunk) {
+    const std::byte* side = from + 1024;
+    for (int group = 0; group < 4; group++) {
+      for (int half = 0; half < 2; half++) {
+        const __m256i m = widen_outputs(side + group * 16 + half * 8), m2 = _mm256_add_epi16(m, m);
+        const __m256i z = _mm256_sub_epi16(_mm256_set1_epi16(0x0080), _mm256_slli_epi16(m, 8));  // the rounding, less 128 m
+        const auto even = [&](__m256i index) {
+          return _mm256_mulhrs_epi16(_mm256_and_si256(_mm256_shuffle_epi8(values, index), odd_bytes), m);
+        };
+        const auto odd = [&](__m256i index) {
+          return _mm256_add_epi16(_mm256_mullo_epi16(_mm256_andnot_si256(odd_bytes, _mm256_shuffle_epi8(plus_128, index)), m2), z);
+        };
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+          const __m256i w = load256(from + i * 64 + half * 32);
+          if (half == 0) prefetch_codes(from + i * 64);
+          const __m256i low = _mm256_and_si256(w, nibbles), high = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibbles);
+          store256(to + i * 128 + half * 32, _mm256_blendv_epi8(even(high), odd(low), odd_bytes));
+          store256(to + i * 128 + half * 32 + 64, _mm256_blendv_epi8(even(low), odd(high), odd_bytes));
+        }
+      }
+      from += 256;
+      to += 512;
+    }
+    from += 64;
+  }
+}
+
 // bf16 of E4M3: magnitude * 16 + 120 * 128, but for the codes below 16 (of which 8 are subnormal) bytes from a table.
 inline void unpack_fp8(const std::byte* from, int64_t width, std::byte* to) {
   const __m256i low_table =
@@ -81,9 +115,10 @@ inline void unpack_fp8(const std::byte* from, int64_t width, std::byte* to) {
 }
 
 template <PanelKind kKind>
-inline void unpack_codes(const std::byte* from, int64_t width, std::byte* to) {
+inline void unpack_codes(const std::byte* from, int64_t width, [[maybe_unused]] const int8_t* table, std::byte* to) {
   if constexpr (kKind == PanelKind::kInt4) unpack_int4<false>(from, width, to);
   if constexpr (kKind == PanelKind::kInt4Offset) unpack_int4<true>(from, width, to);
+  if constexpr (kKind == PanelKind::kInt4Table) unpack_table(from, width, table, to);
   if constexpr (kKind == PanelKind::kFp8) unpack_fp8(from, width, to);
 }
 

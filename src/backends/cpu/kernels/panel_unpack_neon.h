@@ -74,6 +74,44 @@ inline void unpack_int4(const std::byte* from_bytes, int64_t width, std::byte* t
   }
 }
 
+// (table[nibble] * m + 64) >> 7, formed in the wanted byte: for even bytes from the value in the high byte, for odd ones from 128 + value
+// in the low byte.
+template <bool kZipped>
+inline void unpack_table(const std::byte* from_bytes, int64_t width, const int8_t* table, std::byte* to_bytes) {
+  const uint8x16_t nibbles = vdupq_n_u8(0x0f), values = vreinterpretq_u8_s8(vld1q_s8(table)), plus_128 = veorq_u8(values, vdupq_n_u8(0x80));
+  const uint8x16_t even_bytes = vreinterpretq_u8_u16(vdupq_n_u16(0x00ff));
+  const int16x8_t high_byte = vdupq_n_s16(static_cast<int16_t>(0xff00)), low_byte = vdupq_n_s16(0x00ff);
+  const int8_t* from = codes_of(from_bytes);
+  auto* to = reinterpret_cast<int8_t*>(to_bytes);
+  for (int64_t k = 0; k < width; k += kInt4Chunk) {
+    const int8_t* side = from + 1024;
+    for (int group = 0; group < 4; group++) {
+      const int8x16_t multipliers = vld1q_s8(side + group * 16);
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; part++) {
+        const int16x8_t m = widen_outputs(multipliers, part), m2 = vshlq_n_s16(m, 1);
+        const int16x8_t z = vsubq_s16(vdupq_n_s16(0x0080), vshlq_n_s16(m, 8));  // the rounding, less 128 m
+        const auto even = [&](uint8x16_t index) __attribute__((always_inline)) {
+          return vreinterpretq_s8_s16(vqrdmulhq_s16(vandq_s16(vreinterpretq_s16_u8(vqtbl1q_u8(values, index)), high_byte), m));
+        };
+        const auto odd = [&](uint8x16_t index) __attribute__((always_inline)) {
+          return vreinterpretq_s8_s16(vmlaq_s16(z, vandq_s16(vreinterpretq_s16_u8(vqtbl1q_u8(plus_128, index)), low_byte), m2));
+        };
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+          const uint8x16_t w = vreinterpretq_u8_s8(vld1q_s8(from + i * 64 + part * 16));
+          if (part == 0) prefetch_codes(reinterpret_cast<const std::byte*>(from) + i * 64);
+          const uint8x16_t low = vandq_u8(w, nibbles), high = vshrq_n_u8(w, 4);
+          store_quads<kZipped>(vbslq_s8(even_bytes, even(high), odd(low)), vbslq_s8(even_bytes, even(low), odd(high)), part, to + i * 128);
+        }
+      }
+      from += 256;
+      to += 512;
+    }
+    from += 64;
+  }
+}
+
 inline void zip_int8(const std::byte* from_bytes, int64_t width, std::byte* to_bytes) {
   const int8_t* from = codes_of(from_bytes);
   auto* to = reinterpret_cast<int8_t*>(to_bytes);
@@ -110,9 +148,10 @@ inline void unpack_fp8(const std::byte* from, int64_t width, std::byte* to) {
 }
 
 template <PanelKind kKind, bool kZipped>
-inline void unpack_neon(const std::byte* from, int64_t width, std::byte* to) {
+inline void unpack_neon(const std::byte* from, int64_t width, [[maybe_unused]] const int8_t* table, std::byte* to) {
   if constexpr (kKind == PanelKind::kInt4) unpack_int4<false, kZipped>(from, width, to);
   if constexpr (kKind == PanelKind::kInt4Offset) unpack_int4<true, kZipped>(from, width, to);
+  if constexpr (kKind == PanelKind::kInt4Table) unpack_table<kZipped>(from, width, table, to);
   if constexpr (kKind == PanelKind::kInt8 && kZipped) zip_int8(from, width, to);
   if constexpr (kKind == PanelKind::kFp8) unpack_fp8(from, width, to);
 }
