@@ -1,9 +1,8 @@
 // Pairs (token, slot) of the mixture of experts: sorting by expert, gathering their rows, adding up their results.
-#include <cuda_bf16.h>
-
 #include <algorithm>
 
 #include "backends/cuda/kernels/moe_kernels.h"
+#include "backends/cuda/kernels/weight_unpack.cuh"
 
 namespace dg::cuda {
 namespace {
@@ -121,18 +120,11 @@ __global__ void __launch_bounds__(256) pair_rows_kernel(const PairRowsArgs a) {
     const int64_t pair = p / pieces, k = p % pieces * 8;
     const int32_t* columns = a.experts[a.pair_expert[pair]].columns[a.matrix];
     const float* x = a.x + (a.row_of ? a.row_of[pair] : pair) * a.ldx;
-    __nv_bfloat162 pairs[4];
+    float v[8];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      float v[2];
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int64_t c = k + 2 * i + h;
-        v[h] = c < a.in ? x[columns ? columns[c] : c] : 0.0f;
-      }
-      pairs[i] = __floats2bfloat162_rn(v[0], v[1]);
-    }
-    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(a.to) + pair * a.ld + k) = *reinterpret_cast<const uint4*>(pairs);
+    for (int i = 0; i < 8; i++) v[i] = k + i < a.in ? x[columns ? columns[k + i] : k + i] : 0.0f;
+    *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(a.to) + pair * a.ld + k) =
+        make_uint4(pack_bf162(v[0], v[1]), pack_bf162(v[2], v[3]), pack_bf162(v[4], v[5]), pack_bf162(v[6], v[7]));
   }
 }
 

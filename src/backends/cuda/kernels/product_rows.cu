@@ -1,9 +1,8 @@
 // Small kernels around the products: x to bf16, sums of split columns, gate and up, bias. All are bound by memory.
-#include <cuda_bf16.h>
-
 #include <algorithm>
 
 #include "backends/cuda/kernels/product_kernels.h"
+#include "backends/cuda/kernels/weight_unpack.cuh"
 
 namespace dg::cuda {
 namespace {
@@ -26,10 +25,8 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int i = 0; i < 8; i++) v[i] = k + i < in ? from[columns ? columns[k + i] : k + i] : 0.0f;
     }
-    __nv_bfloat162 pairs[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) pairs[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-    *reinterpret_cast<uint4*>(to + row * ld + k) = *reinterpret_cast<const uint4*>(pairs);
+    *reinterpret_cast<uint4*>(to + row * ld + k) =
+        make_uint4(pack_bf162(v[0], v[1]), pack_bf162(v[2], v[3]), pack_bf162(v[4], v[5]), pack_bf162(v[6], v[7]));
   }
 }
 

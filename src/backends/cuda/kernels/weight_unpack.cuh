@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "backends/cuda/weight_layout.h"
 
@@ -14,10 +15,14 @@ namespace dg::cuda {
 
 __device__ __forceinline__ __nv_bfloat162 as_bf162(uint32_t v) {
   __nv_bfloat162 r;
-  *reinterpret_cast<uint32_t*>(&r) = v;
+  memcpy(&r, &v, sizeof(r));
   return r;
 }
-__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) { return *reinterpret_cast<uint32_t*>(&v); }
+__device__ __forceinline__ uint32_t bits_of(__nv_bfloat162 v) {
+  uint32_t r;
+  memcpy(&r, &v, sizeof(r));
+  return r;
+}
 __device__ __forceinline__ uint32_t sub_bf162(uint32_t a, uint32_t b) { return bits_of(__hsub2(as_bf162(a), as_bf162(b))); }
 __device__ __forceinline__ uint32_t mul_bf162(uint32_t a, uint32_t b) { return bits_of(__hmul2(as_bf162(a), as_bf162(b))); }
 __device__ __forceinline__ float low_float(uint32_t pair) { return __uint_as_float(pair << 16); }
