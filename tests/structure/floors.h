@@ -21,6 +21,7 @@ inline std::vector<Floor> floors() {
       {"quant", {"tensor"}, {}},
       {"device", {"tensor", "quant"}, {}},
       {"backends/cpu", {"device"}, {}},
+      {"backends/cuda", {"device"}, {}},
       {"backends/dry", {"device"}, {}},
       {"backends/checked", {"device"}, {"backends/cpu"}},
       {"backends/profile", {"device"}, {"backends/cpu"}},

@@ -20,7 +20,7 @@ find_package(CUDAToolkit REQUIRED)
 
 file(GLOB DG_CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backends/cuda/kernels/*.cu)
 file(GLOB DG_CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/backends/cuda/*.cpp)
-list(FILTER DG_CUDA_SOURCES EXCLUDE REGEX "_test\\.cpp$")
+list(FILTER DG_CUDA_SOURCES EXCLUDE REGEX "(_test|/weight_layout)\\.cpp$")
 add_library(dg_cuda_kernels OBJECT ${DG_CUDA_KERNELS})
 target_include_directories(dg_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(dg_cuda_kernels PRIVATE -std=c++20 -O3 -Xcompiler=-fvisibility=hidden --expt-relaxed-constexpr)
@@ -28,5 +28,5 @@ set_target_properties(dg_cuda_kernels PROPERTIES CUDA_STANDARD_REQUIRED OFF POSI
 add_library(dougong_cuda MODULE ${DG_CUDA_SOURCES} $<TARGET_OBJECTS:dg_cuda_kernels>)
 set_target_properties(dougong_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin CXX_VISIBILITY_PRESET hidden
                       CUDA_RUNTIME_LIBRARY Static INSTALL_RPATH "$ORIGIN;/usr/local/cuda/lib64" BUILD_WITH_INSTALL_RPATH ON UNITY_BUILD OFF)
-target_link_libraries(dougong_cuda PRIVATE dg_flags dg_device CUDA::cudart_static CUDA::cublasLt)
+target_link_libraries(dougong_cuda PRIVATE dg_flags dg_backend_cuda dg_device CUDA::cudart_static CUDA::cublasLt)
 target_link_options(dougong_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-Bsymbolic -Wl,--no-undefined)
