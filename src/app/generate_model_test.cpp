@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "app/model_options.h"
 #include "app/perplexity.h"
 #include "base/json.h"
@@ -50,6 +53,27 @@ OpenedModel* GenerateTest::model_ = nullptr;
 const std::vector<std::string> kQuestions = {
     "What is 12 + 30?",  "请算一下 515+4", "Is 17 a prime number?", "Calculate 9 plus 8.", "What is the capital of France?",
     "What is 7 times 6?"};
+
+// --load-format dummy: every format of the product, experts and vectors included, give finite logits that differ.
+TEST(DummyWeights, RunWithoutFiles) {
+  for (const char* model : {"deepseek_v3_fp8", "qwen3"})
+    for (const char* format : {"", "int4", "bf16"}) {
+      OpenOptions options{.threads = 2, .dummy_weights = true, .quantization = format, .progress = false, .load_text = false};
+      auto opened = open_model(DG_SOURCE_DIR "/tests/golden/" + std::string(model), options);
+      ASSERT_TRUE(opened.ok()) << opened.error().message;
+      EXPECT_EQ((*opened)->index, nullptr);
+      Executor& executor = *(*opened)->executor;
+      BlockTable blocks(executor.kv());
+      const std::vector<int32_t> ids = {5, 17, 200, 3};
+      const StepSequence step{.ids = ids, .blocks = &blocks};
+      auto result = executor.run({&step, 1});
+      ASSERT_TRUE(result.ok()) << result.error().message;
+      const std::vector<float> logits(result->row(0), result->row(0) + result->logits.cols());
+      const auto [low, high] = std::minmax_element(logits.begin(), logits.end());
+      EXPECT_TRUE(std::isfinite(*low) && std::isfinite(*high)) << model << " " << format;
+      EXPECT_GT(*high - *low, 0.5f) << model << " " << format;
+    }
+}
 
 TEST_F(GenerateTest, AnswersAndReportsEveryToken) {
   Generator generator(*model_->executor, *model_->tokenizer, {.max_context = kContext});

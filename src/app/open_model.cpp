@@ -240,10 +240,11 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
       std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
   DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
   auto start = std::chrono::steady_clock::now();
-  Result<void> loaded = opened->store->load({.threads = options.threads,
-                                             .progress = options.progress,
-                                             .placement = LoadPlacement(Topology::load(), opened->backend->host_workers()),
-                                             .cancelled = &text.failed()});
+  const LoadOptions load{.threads = options.threads,
+                         .progress = options.progress,
+                         .placement = LoadPlacement(Topology::load(), opened->backend->host_workers()),
+                         .cancelled = &text.failed()};
+  Result<void> loaded = opened->index ? opened->store->load(load) : opened->store->load_dummy(load);
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   DG_TRY(text.finish());
   if (!loaded.ok()) return loaded.error();
