@@ -42,15 +42,15 @@ class AcceleratorTest : public ::testing::TestWithParam<std::string> {
   }
 };
 
-struct Shape {
+struct ResidentShape {
   int64_t in, out;
 };
-constexpr Shape kShapes[] = {{32, 16}, {64, 1}, {96, 40}, {130, 65}, {512, 80}, {640, 272}, {1536, 129}, {4096, 33}};
+constexpr ResidentShape kResidentShapes[] = {{32, 16}, {64, 1}, {96, 40}, {130, 65}, {512, 80}, {640, 272}, {1536, 129}, {4096, 33}};
 
 TEST_P(AcceleratorTest, Linear) {
   DG_TRACE_SEED();
   Random random(41);
-  for (Shape shape : kShapes) {
+  for (ResidentShape shape : kResidentShapes) {
     RandomWeight w(format(), shape.out, shape.in, random);
     Resident resident(tested(), w.weight);
     for (int64_t tokens : {1, 2, 5, 8, 9, 16, 17, 31, 64, 65, 130, 300}) {
@@ -74,7 +74,7 @@ TEST_P(AcceleratorTest, Linear) {
 TEST_P(AcceleratorTest, LinearGlu) {
   DG_TRACE_SEED();
   Random random(42);
-  for (Shape shape : {Shape{64, 17}, Shape{512, 80}, Shape{1536, 129}})
+  for (ResidentShape shape : {ResidentShape{64, 17}, ResidentShape{512, 80}, ResidentShape{1536, 129}})
     for (int64_t tokens : {1, 4, 33, 64, 100}) {
       RandomWeight gate(format(), shape.out, shape.in, random), up(format(), shape.out, shape.in, random);
       Resident g(tested(), gate.weight), u(tested(), up.weight);

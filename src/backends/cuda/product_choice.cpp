@@ -16,7 +16,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr double kMemoryRate = 20;    // bytes per clock of each multiprocessor when all read: 4.8 TB/s / 132 / 1.8 GHz
 constexpr double kL2Rate = 45;        // from L2 to one multiprocessor
 constexpr double kLatency = 1000;     // clocks from a load to its data, memory busy
-constexpr double kChunk = 350;        // clocks of a warp for a chunk: x out of L2, mma one behind the other
+constexpr double kChunk = 170;        // clocks of a warp for a chunk: shared memory and mma one behind the other
 constexpr double kSecondPass = 3000;  // clocks of a kernel that does little
 constexpr double kReduction = 150;    // clocks of the sum over the parts within a CTA
 
