@@ -16,7 +16,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr double kMemoryRate = 20;    // bytes per clock of each multiprocessor when all read: 4.8 TB/s / 132 / 1.8 GHz
 constexpr double kL2Rate = 45;        // from L2 to one multiprocessor
 constexpr double kLatency = 1000;     // clocks from a load to its data, memory busy
-constexpr double kChunk = 170;        // clocks of a warp for a chunk: shared memory and mma one behind the other
+constexpr double kChunk = 350;        // clocks of a warp for a chunk: shared memory and mma one behind the other
 constexpr double kSecondPass = 3000;  // clocks of a kernel that does little
 constexpr double kReduction = 150;    // clocks of the sum over the parts within a CTA
 
@@ -49,6 +49,14 @@ std::string to_string(const ProductProblem& p, const ProductChoice& c) {
 ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
   const WeightGeometry g = weight_geometry(p.kind, p.out, p.in);
   ProductChoice best{0, 0, 0};
+  // For benchmarks: DOUGONG_CUDA_PRODUCT=TILES,SPLITS for every product where that is possible.
+  if (const char* forced = std::getenv("DOUGONG_CUDA_PRODUCT")) {
+    int row_tiles = 0, splits = 0;
+    if (std::sscanf(forced, "%d,%d", &row_tiles, &splits) == 2 && (row_tiles == 1 || row_tiles == 2 || row_tiles == 4 || row_tiles == 8) &&
+        splits >= 1 && splits <= 16 && product_shared_bytes(row_tiles, p.glu ? 2 : 1, p.tiles_n) <= kProductSharedBytes &&
+        (splits == 1 || static_cast<int64_t>(kProductWarps / row_tiles) * splits <= g.chunks))
+      return {row_tiles, splits, 0};
+  }
   for (int row_tiles : {8, 4, 2, 1}) {
     if (product_shared_bytes(row_tiles, p.glu ? 2 : 1, p.tiles_n) > kProductSharedBytes) continue;
     for (int splits : {1, 2, 3, 4, 6, 8, 12, 16}) {

@@ -150,28 +150,18 @@ __device__ __forceinline__ void chunk_codes(const Chunk<kKind>& c, int half, int
   else unpack_codes<kKind>(j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w, 0, p);
 }
 
-// Eight columns of a row of x, as loaded and as pairs of bf16.
+// Eight columns of a row of x as pairs of bf16.
 template <bool kF32>
-struct RawX;
-template <>
-struct RawX<true> {
-  float4 v, w;
-  __device__ __forceinline__ void load(const void* x, uint32_t offset) {
+__device__ __forceinline__ void load_x(const void* x, uint32_t offset, uint32_t (&b)[4]) {
+  if constexpr (kF32) {
     const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + offset);
-    v = __ldg(p), w = __ldg(p + 1);
-  }
-  __device__ __forceinline__ void pairs(uint32_t (&b)[4]) const {
+    const float4 v = __ldg(p), w = __ldg(p + 1);
     b[0] = pack_bf162(v.x, v.y), b[1] = pack_bf162(v.z, v.w), b[2] = pack_bf162(w.x, w.y), b[3] = pack_bf162(w.z, w.w);
+  } else {
+    const uint4 v = __ldg(reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(x) + offset));
+    b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
   }
-};
-template <>
-struct RawX<false> {
-  uint4 v;
-  __device__ __forceinline__ void load(const void* x, uint32_t offset) {
-    v = __ldg(reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(x) + offset));
-  }
-  __device__ __forceinline__ void pairs(uint32_t (&b)[4]) const { b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w; }
-};
+}
 
 // `ring`: the warp's kRingStages stages; every lane reads only what it copied itself, so there is nothing to synchronise.
 // acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
@@ -192,21 +182,6 @@ __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeigh
       for (int m = 0; m < kWeights; m++) tiles[m].issue(base + s * kStage + m * kPart, lane, begin + s);
     cp_async_commit();
   }
-  // x comes out of L2, 300 clocks away: with few tiles it is loaded one or two units ahead; many tiles hide it themselves.
-  constexpr int kUnits = chunk_groups(kKind) / kUnit, kAhead = kUnits >= 2 ? 2 : 1;
-  constexpr bool kPrefetch = kN <= 2;
-  constexpr int kXTiles = kPrefetch ? kN : 1;
-  RawX<kF32X> next_x[kAhead][kXTiles][kUnit];
-  const auto column_of = [](int at_chunk, int unit_index, int j) {
-    return static_cast<uint32_t>(at_chunk * chunk_columns(kKind) + (unit_index * kUnit + j) * 32);
-  };
-  if (kPrefetch && begin < end)
-#pragma unroll
-    for (int u = 0; u < kAhead; u++)
-#pragma unroll
-      for (int n = 0; n < kXTiles; n++)
-#pragma unroll
-        for (int j = 0; j < kUnit; j++) next_x[u][n][j].load(x, x_offset[n] + column_of(begin, u, j));
   int stage = 0;
   for (int chunk = begin; chunk < end; chunk++) {
     {
@@ -230,33 +205,11 @@ __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeigh
             chunk_codes<kKind>(now[m], 0, unit + j, a[m][j][0]);
             chunk_codes<kKind>(now[m], 1, unit + j, a[m][j][1]);
           }
-        const int index = unit / kUnit;
-        uint32_t early[kXTiles][kUnit][4];
-        if constexpr (kPrefetch) {
-          const int after = index + kAhead, wraps = after >= kUnits ? 1 : 0;
-#pragma unroll
-          for (int n = 0; n < kXTiles; n++)
-#pragma unroll
-            for (int j = 0; j < kUnit; j++) {
-              next_x[index % kAhead][n][j].pairs(early[n][j]);
-              if (chunk + wraps < end)
-                next_x[index % kAhead][n][j].load(x, x_offset[n] + column_of(chunk + wraps, after - wraps * kUnits, j));
-            }
-        }
 #pragma unroll
         for (int n = 0; n < kN; n++) {
           uint32_t b[kUnit][4];
 #pragma unroll
-          for (int j = 0; j < kUnit; j++) {
-            if constexpr (kPrefetch) {
-#pragma unroll
-              for (int i = 0; i < 4; i++) b[j][i] = early[n % kXTiles][j][i];
-            } else {
-              RawX<kF32X> raw;
-              raw.load(x, x_offset[n] + column_of(chunk, index, j));
-              raw.pairs(b[j]);
-            }
-          }
+          for (int j = 0; j < kUnit; j++) load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + (unit + j) * 32, b[j]);
           float sum[4] = {};
           if constexpr (kHasOffset<kKind>) {
             mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][0], b[0][1]);
