@@ -235,10 +235,24 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     }
   }
   if (options.load_text) text.start([&opened = *opened, &options, gguf = gguf.get()] { return load_text(opened, options, gguf); });
-  DG_ASSIGN(opened->backend, make_backend(options, &opened->checked, &opened->profile));
-  opened->store =
-      std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
-  DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
+  auto declare = [&](const OpenOptions& chosen) -> Result<void> {
+    DG_ASSIGN(opened->backend, make_backend(chosen, &opened->checked, &opened->profile));
+    opened->store =
+        std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
+    DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
+    return {};
+  };
+  DG_TRY(declare(options));
+  if (const int64_t free = opened->backend->memory().free;
+      options.backend == "auto" && free > 0 && opened->store->bytes() > free / 10 * 9) {
+    log_warning(fmt::format("{} of weights are more than 90 % of the {} free on the GPU; using the CPU",
+                            format_bytes(opened->store->bytes()), format_bytes(free)));
+    OpenOptions cpu = options;
+    cpu.backend = "cpu";
+    opened->model.reset();
+    opened->store.reset();
+    DG_TRY(declare(cpu));
+  }
   auto start = std::chrono::steady_clock::now();
   const LoadOptions load{.threads = options.threads,
                          .progress = options.progress,
