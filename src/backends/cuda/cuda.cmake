@@ -2,6 +2,7 @@
 # It links its own copies of the floors below and shows one symbol.
 set(DOUGONG_CUDA AUTO CACHE STRING "Build the CUDA plug-in: AUTO (where nvcc is found), ON, OFF")
 set(DOUGONG_CUDA_ARCHITECTURES "90a-real" CACHE STRING "GPU architectures, as CMAKE_CUDA_ARCHITECTURES; 80-virtual adds PTX for all others")
+option(DOUGONG_CUDA_OPTIMISED "Optimise the kernels; OFF halves their compile time" ON)
 if(DOUGONG_CUDA STREQUAL "OFF" OR CMAKE_CROSSCOMPILING)
   return()
 endif()
@@ -24,6 +25,9 @@ list(FILTER DG_CUDA_SOURCES EXCLUDE REGEX "(_test|/weight_layout)\\.cpp$")
 add_library(dg_cuda_kernels OBJECT ${DG_CUDA_KERNELS})
 target_include_directories(dg_cuda_kernels PRIVATE ${CMAKE_SOURCE_DIR}/src)
 target_compile_options(dg_cuda_kernels PRIVATE -std=c++20 -O3 -Xcompiler=-fvisibility=hidden --expt-relaxed-constexpr)
+if(NOT DOUGONG_CUDA_OPTIMISED)
+  target_compile_options(dg_cuda_kernels PRIVATE "SHELL:-Xcicc -O1" "SHELL:-Xptxas -O1")
+endif()
 set_target_properties(dg_cuda_kernels PROPERTIES CUDA_STANDARD_REQUIRED OFF POSITION_INDEPENDENT_CODE ON CUDA_RUNTIME_LIBRARY Static)
 add_library(dougong_cuda MODULE ${DG_CUDA_SOURCES} $<TARGET_OBJECTS:dg_cuda_kernels>)
 set_target_properties(dougong_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin CXX_VISIBILITY_PRESET hidden
