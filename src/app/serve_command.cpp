@@ -133,6 +133,8 @@ Result<int> run_serve(const Options& options) {
   DG_ASSIGN(std::string name, model_argument(options));
   DG_ASSIGN(std::shared_ptr<const ApiKeys> keys, api_keys(options));
   OpenOptions open = open_options(options);
+  if (options.flag("deterministic") && open.backend == "cuda")
+    return input_error("--deterministic: results of the cuda backend may depend on what runs beside them; use --backend cpu");
   open.max_sequences = options.integer("max-num-seqs");
   int64_t rows = options.integer("max-num-seqs") * (1 + (options.text("spec-method") == "none" ? 0 : options.integer("spec-tokens")));
   open.max_step_tokens = std::max(open.max_step_tokens, rows);

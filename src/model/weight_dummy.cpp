@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "base/progress.h"
@@ -106,17 +107,22 @@ Result<void> WeightStore::load_dummy(const LoadOptions& options) {
     }
   };
   std::atomic<size_t> next{0};
+  auto given_up = [&] { return options.cancelled && options.cancelled->load(std::memory_order_relaxed); };
   auto work = [&] {
-    for (size_t i; (i = next.fetch_add(1)) < items_.size();) {
+    for (size_t i; !given_up() && (i = next.fetch_add(1)) < items_.size();) {
       fill(items_[i]);
       progress.add(static_cast<uint64_t>(items_[i].data_bytes + items_[i].scale_bytes));
     }
   };
   const int threads = options.threads > 0 ? options.threads : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
   std::vector<std::thread> pool;
-  for (int i = 1; i < threads; i++) pool.emplace_back(work);
+  try {
+    for (int i = 1; i < threads; i++) pool.emplace_back(work);
+  } catch (const std::system_error&) {  // those that there are do it all
+  }
   work();
   for (std::thread& t : pool) t.join();
+  if (given_up()) return Error{ErrorKind::kCancelled, "making weights was given up"};
   progress.finish();
   bind();
   return {};

@@ -84,7 +84,6 @@ const DeviceSequences& CudaBackend::sequences(std::span<const SequenceSlice> sli
     CHECK(slice.q_begin >= 0 && slice.q_len >= 0 && slice.kv_len >= slice.q_len)
         << "rows " << slice.q_begin << " + " << slice.q_len << ", " << slice.kv_len << " cached";
     tokens = std::max(tokens, static_cast<size_t>(slice.q_begin) + static_cast<size_t>(slice.q_len));
-    s.longest_q = std::max(s.longest_q, slice.q_len);
     s.longest_kv = std::max(s.longest_kv, slice.kv_len);
     int& longest = slice.decode ? s.longest_decode_q : s.longest_prefill_q;
     longest = std::max(longest, slice.q_len);

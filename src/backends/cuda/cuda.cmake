@@ -33,4 +33,6 @@ add_library(dougong_cuda MODULE ${DG_CUDA_SOURCES} $<TARGET_OBJECTS:dg_cuda_kern
 set_target_properties(dougong_cuda PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin CXX_VISIBILITY_PRESET hidden
                       CUDA_RUNTIME_LIBRARY Static INSTALL_RPATH "$ORIGIN;/usr/local/cuda/lib64" BUILD_WITH_INSTALL_RPATH ON UNITY_BUILD OFF)
 target_link_libraries(dougong_cuda PRIVATE dg_flags dg_backend_cuda dg_device CUDA::cudart_static CUDA::cublasLt)
-target_link_options(dougong_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-Bsymbolic -Wl,--no-undefined)
+set(DG_CUDA_MAP ${CMAKE_CURRENT_SOURCE_DIR}/backends/cuda/plugin.map)
+target_link_options(dougong_cuda PRIVATE -Wl,--version-script=${DG_CUDA_MAP} -Wl,-Bsymbolic -Wl,--no-undefined)
+set_target_properties(dougong_cuda PROPERTIES LINK_DEPENDS ${DG_CUDA_MAP})

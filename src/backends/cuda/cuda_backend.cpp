@@ -7,9 +7,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 
 #include "backends/cuda/cuda_memory.h"
+#include "backends/cuda/kernels/measure.h"
 #include "base/topology.h"
 
 namespace dg::cuda {
@@ -52,7 +52,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
         fmt::format("--backend cuda: no GPU found ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES", cudaGetErrorString(counted)));
   if (options.device < 0 || options.device >= count)
     return input_error(
-        fmt::format("--device {}: this machine has {} GPU{}, 0 to {}", options.device, count, count == 1 ? "" : "s", count - 1));
+        fmt::format("--gpu {}: this machine has {} GPU{}, 0 to {}", options.device, count, count == 1 ? "" : "s", count - 1));
   cudaDeviceProp properties{};
   DG_CUDA(cudaGetDeviceProperties(&properties, options.device));
   if (properties.major < 8)
@@ -61,6 +61,11 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
   DG_CUDA(cudaSetDevice(options.device));
   if (const cudaError_t status = cudaFree(nullptr); status != cudaSuccess)
     return device_error(fmt::format("--backend cuda: GPU {} cannot be used: {}", options.device, cudaGetErrorString(status)));
+  if (const cudaError_t status = kernel_status(); status != cudaSuccess)
+    return device_error(
+        fmt::format("--backend cuda: this build has no kernels for GPU {} ({}, compute capability {}.{}): {}; build the plug-in "
+                    "with its architecture (DOUGONG_CUDA_ARCHITECTURES), or use --backend cpu",
+                    options.device, properties.name, properties.major, properties.minor, cudaGetErrorString(status)));
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, properties));
   DG_ASSIGN(backend->staging_, Staging::create());
   return std::unique_ptr<Backend>(std::move(backend));
@@ -138,8 +143,7 @@ void CudaBackend::synchronise() {
 void CudaBackend::begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) {
   sequences(slices, block_tokens);
   step_begun_ = true;
-  step_longest_kv_ = static_cast<int>(longest_kv);
-  sequences_.longest_kv = step_longest_kv_;
+  sequences_.longest_kv = static_cast<int>(longest_kv);
 }
 
 // The first run grows workspaces and chooses algorithms, the second is captured, later ones replay the graph.

@@ -37,8 +37,7 @@ struct DeviceSequences {
   const int32_t* blocks = nullptr;
   const int32_t* row_sequence = nullptr;  // (tokens) sequence of each query row
   int count = 0, tokens = 0;
-  int longest_q = 0;  // host figures of the same step; with graphs upper bounds
-  int longest_kv = 0;
+  int longest_kv = 0;                               // host figures of the same step; with graphs upper bounds
   int longest_prefill_q = 0, longest_decode_q = 0;  // the same of sequences without and with decode
   int decode_count = 0;                             // sequences with decode != 0
 };
@@ -123,9 +122,9 @@ class CudaBackend : public Backend {
   std::shared_ptr<Products> products_;
   std::unique_ptr<Staging> staging_;
   DeviceSequences sequences_;
-  // Between begin_step() and the end of replay(): attention takes sequences_ as they are, with this bound of the contexts.
+  // Between begin_step() and the end of replay(): attention takes sequences_ as they are, with the bound of the contexts
+  // as longest_kv.
   bool step_begun_ = false;
-  int step_longest_kv_ = 0;
   struct Graph {
     int runs = 0;
     cudaGraphExec_t exec = nullptr;

@@ -42,7 +42,7 @@ Result<std::unique_ptr<DeviceMemory>> allocate_device(size_t bytes, const char* 
     return Error{ErrorKind::kDevice, fmt::format("GPU memory for {}: {}", purpose, cudaGetErrorString(status))};
   return resource_error(
       fmt::format("GPU memory for {}: {:.2f} GiB asked, {:.2f} of {:.2f} GiB free; lower --max-model-len, --max-num-seqs or "
-                  "--kv-cache-memory-bytes, choose a smaller --quantization, or use another --device",
+                  "--kv-cache-memory-bytes, choose a smaller --quantization, or use another --gpu",
                   purpose, gib(bytes), gib(free), gib(total)));
 }
 

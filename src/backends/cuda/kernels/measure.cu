@@ -34,6 +34,13 @@ __global__ void random_kernel(__nv_bfloat16* data, size_t count, uint32_t seed) 
 
 }  // namespace
 
+cudaError_t kernel_status() {
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, random_kernel);
+  cudaGetLastError();  // a refusal is no error of what follows
+  return status;
+}
+
 void launch_read(const void* data, size_t bytes, uint32_t* sink, cudaStream_t stream) {
   read_kernel<<<132 * 4, kThreads, 0, stream>>>(static_cast<const uint4*>(data), bytes / (kThreads * kLoads * 16), sink);
 }

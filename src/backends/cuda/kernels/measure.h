@@ -7,6 +7,8 @@
 
 namespace dg::cuda {
 
+// Whether the current GPU can run the kernels of this library: they are compiled for some architectures only.
+cudaError_t kernel_status();
 // Reads `bytes` (a multiple of 16 KiB) once, 16 bytes a time, and keeps almost nothing: one word to `sink` per block.
 void launch_read(const void* data, size_t bytes, uint32_t* sink, cudaStream_t stream);
 // Random bf16 numbers between -1 and 1: products of zeros are faster than products of numbers.
