@@ -14,6 +14,7 @@ void Backend::linear_glu(const LinearGlu& op) {
 }
 
 void Backend::add_rms_norm(const AddRmsNorm& op) {
+  if (op.partial) all_reduce({op.delta});
   add({.out = op.residual, .a = op.residual, .b = op.delta});
   rms_norm({.out = op.out, .x = op.residual, .weight = op.weight, .eps = op.eps});
 }

@@ -89,6 +89,7 @@ class Backend {
   virtual void linear(const Linear&) = 0;
   virtual void linear_glu(const LinearGlu&);
   virtual void rms_norm(const RmsNorm&) = 0;
+  virtual void all_reduce(const AllReduce&) {}  // of a backend without a group
   virtual void add_rms_norm(const AddRmsNorm&);
   virtual void rope(const Rope&) = 0;
   virtual void head_norm_rope(const HeadNormRope&);

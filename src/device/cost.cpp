@@ -46,6 +46,8 @@ Cost cost_of(const RmsNorm& op) {
   return {.weight_bytes = size(op.weight), .activation_bytes = size(op.x) + size(op.out), .flops = 4 * count(op.x)};
 }
 
+Cost cost_of(const AllReduce& op) { return {.activation_bytes = 2 * size(op.x)}; }
+
 Cost cost_of(const AddRmsNorm& op) {
   return {.weight_bytes = size(op.weight),
           .activation_bytes = 2 * size(op.residual) + size(op.delta) + size(op.out),

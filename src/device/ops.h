@@ -42,11 +42,18 @@ struct RmsNorm {
   float eps;
 };
 
-// * residual += delta; out = rms_norm(residual).
+// x = sum of the x of all ranks of the backend's group, in order of rank: the same bits on every rank. Alone: nothing to do.
+struct AllReduce {
+  Tensor x;  // (tokens, dim), contiguous
+};
+
+// * residual += delta; out = rms_norm(residual). `partial`: delta is this rank's part and is summed over the ranks first
+// (its content afterwards is unspecified).
 struct AddRmsNorm {
   Tensor out, residual, delta;  // (tokens, dim)
   Tensor weight;                // (dim) f32
   float eps;
+  bool partial = false;
 };
 
 // Rotary embedding in place. Angle of pair i at position p: p * inv_freq[i]; both products are multiplied by `magnitude`.
@@ -182,6 +189,7 @@ struct MoeExperts {
   X(linear, Linear)               \
   X(linear_glu, LinearGlu)        \
   X(rms_norm, RmsNorm)            \
+  X(all_reduce, AllReduce)        \
   X(add_rms_norm, AddRmsNorm)     \
   X(rope, Rope)                   \
   X(head_norm_rope, HeadNormRope) \

@@ -7,6 +7,7 @@
 
 #include "base/result.h"
 #include "device/backend.h"
+#include "device/rank_group.h"
 
 namespace dg {
 
@@ -14,6 +15,8 @@ struct BackendOptions {
   int device = 0;
   // Memory that host and device both address (slow): for `checked` and tests.
   bool mapped = false;
+  RankGroup* group = nullptr;  // with which it computes, as `rank`; outlives the backend
+  int rank = 0;
   int threads = 0;  // of the host, for work beside the device (sampling); 0: the physical cores this process may use
 };
 

@@ -14,6 +14,7 @@ std::vector<Tensor*> outputs(Embed& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(Linear& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(LinearGlu& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(RmsNorm& o) { return {&o.out}; }
+std::vector<Tensor*> outputs(AllReduce& o) { return {&o.x}; }
 std::vector<Tensor*> outputs(AddRmsNorm& o) { return {&o.out, &o.residual}; }
 std::vector<Tensor*> outputs(Rope& o) { return {&o.x}; }
 std::vector<Tensor*> outputs(HeadNormRope& o) { return {&o.x}; }

@@ -56,6 +56,7 @@ OpShape shape_of(const Embed& op) { return {.op = "embed", .format = op.table.fo
 OpShape shape_of(const Linear& op) { return product("linear", op.weight, op.x.rows()); }
 OpShape shape_of(const LinearGlu& op) { return product("linear_glu", op.gate, op.x.rows()); }
 OpShape shape_of(const RmsNorm& op) { return rows_op("rms_norm", op.x); }
+OpShape shape_of(const AllReduce& op) { return rows_op("all_reduce", op.x); }
 OpShape shape_of(const AddRmsNorm& op) { return rows_op("add_rms_norm", op.out); }
 OpShape shape_of(const Rope& op) { return rows_op("rope", op.x); }
 OpShape shape_of(const HeadNormRope& op) { return rows_op("head_norm_rope", op.x); }

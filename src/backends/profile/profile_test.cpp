@@ -124,6 +124,7 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
   b.linear({.out = t, .x = t, .weight = w});
   b.linear_glu({.out = t, .x = t, .gate = w, .up = w, .scratch = nullptr});
   b.rms_norm({.out = t, .x = t, .weight = t, .eps = 0});
+  b.all_reduce({.x = t});
   b.add_rms_norm({.out = t, .residual = t, .delta = t, .weight = t, .eps = 0});
   b.rope({.x = heads, .positions = two, .inv_freq = t, .interleaved = false, .magnitude = 1});
   b.head_norm_rope({.x = heads, .weight = {}, .eps = 0, .positions = two, .inv_freq = t, .interleaved = false, .magnitude = 1});
@@ -167,7 +168,7 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
   DG_OPS(DG_NAME)
 #undef DG_NAME
   EXPECT_EQ(p.inner->log, all);
-  EXPECT_EQ(p.profile->rows().size(), 17u) << "each op is a class of its own";
+  EXPECT_EQ(p.profile->rows().size(), 18u) << "each op is a class of its own";
   for (const ProfileRow& row : p.profile->rows()) EXPECT_THAT(all, HasSubstr(row.shape.op));
 }
 
