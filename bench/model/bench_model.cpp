@@ -1,7 +1,8 @@
 // bench_model: what a model does without server, sampler and tokenizer: prefill of N tokens, and decode of B streams at a
 // context of C tokens. Every stream gets random tokens of its own, in each step, so that experts are chosen as by different users.
 //
-//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill N]... [--decode BxC]...
+//   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill [Bx]N]... [--decode
+//   BxC]...
 //   [--tokens N]
 //               [--chunk N] [--rounds N] [--json]
 //   bench_model MODEL --interactive ...   reads `prefill N` and `decode BxC [TOKENS]` from standard input, one line each, and answers each
@@ -38,9 +39,13 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 struct Work {
   bool decode = false;
-  int64_t streams = 1, context = 0;  // prefill: context tokens of one stream
+  int64_t streams = 1, context = 0;  // prefill: context tokens of each stream, one stream behind the other
   int64_t tokens = 0;                // decode steps; 0: --tokens
-  std::string name() const { return decode ? fmt::format("decode {}x{}", streams, context) : fmt::format("prefill {}", context); }
+  std::string name() const {
+    return decode        ? fmt::format("decode {}x{}", streams, context)
+           : streams > 1 ? fmt::format("prefill {}x{}", streams, context)
+                         : fmt::format("prefill {}", context);
+  }
 };
 
 struct Arguments {
@@ -59,12 +64,17 @@ Result<int64_t> parse_count(std::string_view what, std::string_view text, int64_
   return n;
 }
 
-Result<Work> parse_decode(std::string_view text) {
+Result<Work> parse_work(bool decode, std::string_view text) {
+  const char* what = decode ? "decode" : "prefill";
   const size_t x = text.find('x');
-  if (x == std::string_view::npos) return input_error(fmt::format("decode: expected STREAMSxCONTEXT, such as 16x64, found \"{}\"", text));
-  Work work{.decode = true};
-  DG_ASSIGN(work.streams, parse_count("decode: streams", text.substr(0, x), kMaxStreams));
-  DG_ASSIGN(work.context, parse_count("decode: context", text.substr(x + 1), kMaxContext));
+  if (decode && x == std::string_view::npos)
+    return input_error(fmt::format("decode: expected STREAMSxCONTEXT, such as 16x64, found \"{}\"", text));
+  Work work{.decode = decode};
+  if (x != std::string_view::npos) {
+    DG_ASSIGN(work.streams, parse_count(fmt::format("{}: streams", what), text.substr(0, x), kMaxStreams));
+  }
+  DG_ASSIGN(work.context,
+            parse_count(fmt::format("{}: context", what), x == std::string_view::npos ? text : text.substr(x + 1), kMaxContext));
   return work;
 }
 
@@ -96,10 +106,10 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
       } else if (name == "--rounds") {
         DG_ASSIGN(out.rounds, parse_count(name, value, 1000));
       } else if (name == "--prefill") {
-        DG_ASSIGN(const int64_t tokens, parse_count(name, value, kMaxContext));
-        out.work.push_back({.context = tokens});
+        DG_ASSIGN(Work work, parse_work(false, value));
+        out.work.push_back(work);
       } else if (name == "--decode") {
-        DG_ASSIGN(Work work, parse_decode(value));
+        DG_ASSIGN(Work work, parse_work(true, value));
         out.work.push_back(work);
       } else {
         return input_error(fmt::format("{}: unknown option; see the head of bench/model/bench_model.cpp", name));
@@ -122,9 +132,10 @@ class Bench {
     int64_t decode_tokens = 0, prefill_tokens = 0;
     for (const Work& w : arguments.work) {
       bench->longest_ = std::max(bench->longest_, w.context + steps(arguments, w));
-      open.max_sequences = std::max(open.max_sequences, w.streams);
+      const int64_t held = w.decode ? w.streams : 1;  // streams whose cache is there at the same time
+      open.max_sequences = std::max(open.max_sequences, held);
       int64_t& tokens = w.decode ? decode_tokens : prefill_tokens;
-      tokens = std::max(tokens, w.streams * (w.context + steps(arguments, w) + open.block_tokens));
+      tokens = std::max(tokens, held * (w.context + steps(arguments, w) + open.block_tokens));
     }
     if (decode_tokens > 0 && prefill_tokens > 0) open.max_sequences++;  // the streams of a decode stay while a prefill runs
     open.max_model_len = bench->longest_;
@@ -153,14 +164,14 @@ class Bench {
 
   // Seconds of one round.
   Result<double> run(const Work& work) {
-    if (work.streams > executor().options().max_step_sequences || work.context + steps(arguments_, work) > longest_)
+    if ((work.decode && work.streams > executor().options().max_step_sequences) || work.context + steps(arguments_, work) > longest_)
       return input_error(fmt::format("{}: more than the largest of --prefill and --decode that the cache was made for", work.name()));
     return work.decode ? run_decode(work) : run_prefill(work);
   }
 
   Json report(const Work& work, std::vector<double> seconds) const {
-    const double n = static_cast<double>(work.decode ? work.streams * steps(arguments_, work) : work.context);
-    const double step_count = static_cast<double>(work.decode ? steps(arguments_, work) : 1);
+    const double n = static_cast<double>(work.decode ? work.streams * steps(arguments_, work) : work.streams * work.context);
+    const double step_count = static_cast<double>(work.decode ? steps(arguments_, work) : work.streams);
     const Cost cost = step_cost(work);
     std::vector<double> rates;
     for (double s : seconds) rates.push_back(n / s);
@@ -220,7 +231,7 @@ class Bench {
     return (tokens + block - 1) / block * block * layout.bytes_per_token(dtype);
   }
 
-  // Of one prefill as a whole, or of the middle one of the decode steps.
+  // Of the prefill of one stream as a whole, or of the middle one of the decode steps.
   Cost step_cost(const Work& work) const {
     const Dtype dtype = opened_->executor->options().kv_dtype;
     Model& model = *opened_->model;
@@ -260,9 +271,11 @@ class Bench {
   }
 
   Result<double> run_prefill(const Work& work) {
-    BlockTable blocks(executor().kv());
     const double begin = now_s();
-    DG_TRY(fill(blocks, work.context));
+    for (int64_t i = 0; i < work.streams; i++) {
+      BlockTable blocks(executor().kv());
+      DG_TRY(fill(blocks, work.context));
+    }
     return now_s() - begin;
   }
 
@@ -315,10 +328,10 @@ Result<int> interactive(Bench& bench) {
     std::string_view rest = blank == std::string::npos ? std::string_view() : std::string_view(line).substr(blank + 1);
     Work work;
     if (verb == "prefill") {
-      DG_ASSIGN(work.context, parse_count(verb, rest, kMaxContext));
+      DG_ASSIGN(work, parse_work(false, rest));
     } else if (verb == "decode") {
       const size_t second = rest.find(' ');
-      DG_ASSIGN(work, parse_decode(rest.substr(0, second)));
+      DG_ASSIGN(work, parse_work(true, rest.substr(0, second)));
       if (second != std::string_view::npos) {
         DG_ASSIGN(work.tokens, parse_count("decode: tokens", rest.substr(second + 1), kMaxTokens));
       }

@@ -1,6 +1,7 @@
 // How the two sides are started and timed. Ours: bench_model, which answers one line of standard input with one measurement and so can
 // stay loaded between rounds, and `dougong serve`. The peer: llama-batched-bench, a process for each measurement, and llama-server.
 import { execFile, spawn } from 'node:child_process';
+import { request } from 'node:http';
 import { createServer } from 'node:net';
 import { createInterface } from 'node:readline';
 import { promisify } from 'node:util';
@@ -122,13 +123,19 @@ export async function servePeer(peer, model, settings, { streams, context, warmu
   }
 }
 
-export async function post(url, body) {
-  const response = await fetch(url, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
-    signal: AbortSignal.timeout(kTimeoutMs) });
-  const text = await response.text();
-  if (!response.ok) throw new Error(`${url}: ${response.status}: ${text.slice(0, 200)}`);
-  return JSON.parse(text);
-}
+// By node:http: fetch() gives up after 300 s without headers, which 8192 tokens of a prompt can take.
+export const post = (url, body) => new Promise((resolve, reject) => {
+  const call = request(url, { method: 'POST', headers: { 'content-type': 'application/json' }, signal: AbortSignal.timeout(kTimeoutMs) });
+  call.once('error', reject);
+  call.once('response', (response) => {
+    let text = '';
+    response.setEncoding('utf8').on('data', (d) => (text += d)).once('error', reject).once('end', () => {
+      if (response.statusCode !== 200) reject(new Error(`${url}: ${response.statusCode}: ${text.slice(0, 200)}`));
+      else resolve(JSON.parse(text));
+    });
+  });
+  call.end(JSON.stringify(body));
+});
 
 // One answer of `tokens` tokens by llama-server, whose cache keeps the prompt: decode steps per second.
 export async function decodeByServer(server, prompt, tokens) {
