@@ -102,7 +102,7 @@ class Cases {
   // One format for each way the products are computed; see quant/panel.h.
   void products() {
     constexpr int64_t kOut = 1408, kIn = 2048;  // an expert of V2-Lite
-    for (const char* name : {"f32", "bf16", "fp8_block", "int8", "q8_0", "int4", "q4_0", "q4_k", "int4_asym"}) {
+    for (const char* name : {"f32", "bf16", "fp8_block", "int8", "q8_0", "int4", "q4_0", "q4_k", "int4_asym", "iq4_nl"}) {
       const Format* format = find_format(name);
       if (!format || !backend_.supports(*format) || !(wanted(fmt::format("linear {}", name)) || wanted(fmt::format("linear_glu {}", name))))
         continue;

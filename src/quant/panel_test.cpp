@@ -26,6 +26,18 @@ struct Packed {
   Weight weight;
 };
 
+// f(row, column, published, packed) for every element of w.
+template <class F>
+void each_element(const Weight& w, F f) {
+  const Packed p(w);
+  std::vector<float> published(static_cast<size_t>(w.in)), packed(published);
+  for (int64_t row = 0; row < w.out; row++) {
+    w.decode(row, 0, w.in, published.data());
+    panel_decode(p.weight, row, 0, w.in, packed.data());
+    for (int64_t k = 0; k < w.in; k++) f(row, k, published[static_cast<size_t>(k)], packed[static_cast<size_t>(k)]);
+  }
+}
+
 // Random MXFP4 rows whose exponents lie in [lowest, lowest + spread].
 std::vector<std::byte> mxfp4_rows(int64_t rows, int64_t in, int lowest, int spread, unsigned seed) {
   std::mt19937 rng(seed);
@@ -42,13 +54,10 @@ TEST(Panel, Mxfp4IsExact) {
   for (int lowest : {0, 1, 2, 60, 124, 127, 200, 251}) {
     const auto data = mxfp4_rows(kRows, kIn, lowest, 3, 5);
     const Weight w{.format = &kMxfp4Gguf, .data = data.data(), .out = kRows, .in = kIn};
-    Packed p(w);
-    std::vector<float> expected(kIn), actual(kIn);
-    for (int64_t row = 0; row < kRows; row++) {
-      w.decode(row, 0, kIn, expected.data());
-      panel_decode(p.weight, row, 0, kIn, actual.data());
-      for (size_t k = 0; k < kIn; k++) ASSERT_EQ(actual[k], expected[k]) << "exponents from " << lowest << " at " << row << ", " << k;
-    }
+    each_element(w, [&](int64_t row, int64_t k, float expected, float actual) {
+      ASSERT_EQ(actual, expected) << "exponents from " << lowest << " at " << row << ", " << k;
+    });
+    if (HasFatalFailure()) return;
   }
 }
 
@@ -57,19 +66,13 @@ TEST(Panel, Mxfp4KeepsTheBlockToHalfAStep) {
   constexpr int64_t kIn = 1024;
   const auto data = mxfp4_rows(16, kIn, 100, 20, 6);
   const Weight w{.format = &kMxfp4Gguf, .data = data.data(), .out = 16, .in = kIn};
-  Packed p(w);
-  std::vector<float> expected(kIn), actual(kIn);
-  for (int64_t row = 0; row < 16; row++) {
-    w.decode(row, 0, kIn, expected.data());
-    panel_decode(p.weight, row, 0, kIn, actual.data());
-    for (int64_t begin = 0; begin < kIn; begin += kPanelBlock) {
-      float largest = 0;
-      for (int64_t k = begin; k < begin + kPanelBlock; k += 32)
-        largest = std::max(largest, e8m0_half(static_cast<uint8_t>(data[static_cast<size_t>((row * kIn + k) / 32 * 17)])));
-      for (auto k = static_cast<size_t>(begin); k < static_cast<size_t>(begin + kPanelBlock); k++)
-        ASSERT_LE(std::fabs(actual[k] - expected[k]), largest / 16) << row << ", " << k;
-    }
-  }
+  each_element(w, [&](int64_t row, int64_t k, float expected, float actual) {
+    const int64_t begin = k / kPanelBlock * kPanelBlock;
+    float largest = 0;
+    for (int64_t i = begin; i < begin + kPanelBlock; i += 32)
+      largest = std::max(largest, e8m0_half(static_cast<uint8_t>(data[static_cast<size_t>((row * kIn + i) / 32 * 17)])));
+    ASSERT_LE(std::fabs(actual - expected), largest / 16) << row << ", " << k;
+  });
 }
 
 // Negative scales, as llama.cpp writes them, a block of zeros and rows behind the end.
@@ -85,18 +88,14 @@ TEST(Panel, TablesTakeScalesOfBothSigns) {
     at[0] = static_cast<uint8_t>(d), at[1] = static_cast<uint8_t>(d >> 8);
   }
   const Weight w{.format = &kIq4Nl, .data = data.data(), .out = kRows, .in = kIn};
-  Packed p(w);
-  std::vector<float> expected(kIn), actual(kIn);
-  for (int64_t row = 0; row < kRows; row++) {
-    w.decode(row, 0, kIn, expected.data());
-    panel_decode(p.weight, row, 0, kIn, actual.data());
-    for (int64_t k = 0; k < kIn; k++) {
-      const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(kIn, begin + kPanelBlock);
-      float most = 0;
-      for (int64_t i = begin; i < end; i++) most = std::max(most, std::fabs(expected[static_cast<size_t>(i)]));
-      ASSERT_LE(std::fabs(actual[static_cast<size_t>(k)] - expected[static_cast<size_t>(k)]), most / 100) << row << ", " << k;
-    }
-  }
+  each_element(w, [&](int64_t row, int64_t k, float expected, float actual) {
+    const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(kIn, begin + kPanelBlock);
+    std::vector<float> block(static_cast<size_t>(end - begin));
+    w.decode(row, begin, end - begin, block.data());
+    float most = 0;
+    for (float v : block) most = std::max(most, std::fabs(v));
+    ASSERT_LE(std::fabs(actual - expected), most / 100) << row << ", " << k;
+  });
 }
 
 // One scale in a block, as repacked GPTQ and compressed-tensors rows have it: the published codes. -128 becomes -127. Different scales, of
@@ -113,21 +112,15 @@ TEST(Panel, Q80KeepsTheCodesOfOneScale) {
       for (int8_t& q : packs[i].q) q = static_cast<int8_t>(rng());
     }
     const Weight w{.format = &kQ80, .data = data.data(), .out = kRows, .in = kIn};
-    Packed p(w);
-    std::vector<float> expected(kIn), actual(kIn);
-    for (int64_t row = 0; row < kRows; row++) {
-      w.decode(row, 0, kIn, expected.data());
-      panel_decode(p.weight, row, 0, kIn, actual.data());
-      for (int64_t k = 0; k < kIn; k++) {
-        const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(kIn, begin + kPanelBlock);
-        float step = 0;
-        for (int64_t i = begin; i < end; i += 32)
-          step = std::max(step, std::fabs(f16_to_float(packs[row * ((kIn + 31) / 32) + i / 32].scale)));
-        const bool least = packs[row * ((kIn + 31) / 32) + k / 32].q[k % 32] == -128;
-        const float bound = least ? 1.001f * step : same ? 1e-6f * std::fabs(expected[static_cast<size_t>(k)]) : 0.51f * step;
-        ASSERT_NEAR(actual[static_cast<size_t>(k)], expected[static_cast<size_t>(k)], bound) << row << ", " << k;
-      }
-    }
+    each_element(w, [&](int64_t row, int64_t k, float expected, float actual) {
+      const int64_t begin = k / kPanelBlock * kPanelBlock, end = std::min(kIn, begin + kPanelBlock);
+      const Q80Pack* const packs_of_row = packs + row * ((kIn + 31) / 32);
+      float step = 0;
+      for (int64_t i = begin; i < end; i += 32) step = std::max(step, std::fabs(f16_to_float(packs_of_row[i / 32].scale)));
+      const bool least = packs_of_row[k / 32].q[k % 32] == -128;
+      const float bound = least ? 1.001f * step : same ? 1e-6f * std::fabs(expected) : 0.51f * step;
+      ASSERT_NEAR(actual, expected, bound) << row << ", " << k;
+    });
   }
 }
 

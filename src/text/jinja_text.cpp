@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "text/unicode.h"
+
 namespace dg::jinja {
 namespace {
 
@@ -78,23 +80,7 @@ uint32_t decode_character(std::string_view text, size_t at) {
 }
 
 void append_character(uint32_t code, std::string& out) {
-  if (code > 0x10ffff) code = 0xfffd;
-  auto put = [&out](uint32_t byte) { out += static_cast<char>(byte); };
-  if (code < 0x80) {
-    put(code);
-  } else if (code < 0x800) {
-    put(0xc0 | (code >> 6));
-    put(0x80 | (code & 0x3f));
-  } else if (code < 0x10000) {
-    put(0xe0 | (code >> 12));
-    put(0x80 | ((code >> 6) & 0x3f));
-    put(0x80 | (code & 0x3f));
-  } else {
-    put(0xf0 | (code >> 18));
-    put(0x80 | ((code >> 12) & 0x3f));
-    put(0x80 | ((code >> 6) & 0x3f));
-    put(0x80 | (code & 0x3f));
-  }
+  unicode::append_utf8(out, code > unicode::kMaxCodePoint ? unicode::kReplacement : code);
 }
 
 bool is_ascii(std::string_view text) {

@@ -8,28 +8,6 @@
 namespace dg::ops_table {
 namespace {
 
-struct Resident {
-  Resident(Backend& backend, const Weight& from)
-      : memory(static_cast<size_t>(backend.prepared_bytes(*from.format, from.out, from.in)) + 256), weight(from) {
-    if (backend.prepared_bytes(*from.format, from.out, from.in) == 0) return;  // used as published
-    auto* to = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
-    for (int64_t first = 0; first < from.out; first += Backend::kPrepareRows) {
-      Weight rows = from;
-      rows.out = std::min(Backend::kPrepareRows, from.out - first);
-      rows.data += from.format->data_bytes(first, from.in);
-      if (from.format->scale_type != ScaleType::kNone) rows.scales += from.format->scale_bytes(first, from.in);
-      backend.prepare(rows, first, from.out, to);
-    }
-    weight.data = to;
-    weight.scales = nullptr;
-    weight.prepared = true;
-  }
-  Resident(const Resident&) = delete;
-  Resident(Resident&&) = default;
-  std::vector<std::byte> memory;
-  Weight weight;
-};
-
 class AcceleratorTest : public ::testing::TestWithParam<std::string> {
  protected:
   static Backend& tested() { return cpu(tested_isas().front()); }
@@ -42,17 +20,17 @@ class AcceleratorTest : public ::testing::TestWithParam<std::string> {
   }
 };
 
-struct ResidentShape {
+struct PreparedShape {
   int64_t in, out;
 };
-constexpr ResidentShape kResidentShapes[] = {{32, 16}, {64, 1}, {96, 40}, {130, 65}, {512, 80}, {640, 272}, {1536, 129}, {4096, 33}};
+constexpr PreparedShape kPreparedShapes[] = {{32, 16}, {64, 1}, {96, 40}, {130, 65}, {512, 80}, {640, 272}, {1536, 129}, {4096, 33}};
 
 TEST_P(AcceleratorTest, Linear) {
   DG_TRACE_SEED();
   Random random(41);
-  for (ResidentShape shape : kResidentShapes) {
+  for (PreparedShape shape : kPreparedShapes) {
     RandomWeight w(format(), shape.out, shape.in, random);
-    Resident resident(tested(), w.weight);
+    Prepared resident(tested(), w);
     for (int64_t tokens : {1, 2, 5, 8, 9, 16, 17, 31, 64, 65, 130, 300}) {
       Buffer x({tokens, shape.in}, 4), bias({1, shape.out}), expected({tokens, shape.out}), actual({tokens, shape.out}, 12);
       x.randomise(random);
@@ -74,10 +52,10 @@ TEST_P(AcceleratorTest, Linear) {
 TEST_P(AcceleratorTest, LinearGlu) {
   DG_TRACE_SEED();
   Random random(42);
-  for (ResidentShape shape : {ResidentShape{64, 17}, ResidentShape{512, 80}, ResidentShape{1536, 129}})
+  for (PreparedShape shape : {PreparedShape{64, 17}, PreparedShape{512, 80}, PreparedShape{1536, 129}})
     for (int64_t tokens : {1, 4, 33, 64, 100}) {
       RandomWeight gate(format(), shape.out, shape.in, random), up(format(), shape.out, shape.in, random);
-      Resident g(tested(), gate.weight), u(tested(), up.weight);
+      Prepared g(tested(), gate), u(tested(), up);
       Buffer x({tokens, shape.in}), expected({tokens, shape.out}), actual({tokens, shape.out}, 5);
       x.randomise(random);
       LinearGlu op{.out = expected.view, .x = x.view, .gate = gate.weight, .up = up.weight, .scratch = nullptr};
@@ -103,13 +81,13 @@ TEST_P(AcceleratorTest, MoeExperts) {
   constexpr int64_t kTopK = 3, kDim = 256, kInner = 96;
   constexpr int kExperts = 12, kFirst = 2, kLocal = 8;
   std::vector<RandomWeight> published;
-  std::vector<Resident> resident;
+  std::vector<Prepared> resident;
   published.reserve(kLocal * 3), resident.reserve(kLocal * 3);
   std::vector<Expert> wanted, experts;
   for (int e = 0; e < kLocal; e++) {
     for (auto [out, in] : {std::pair{kInner, kDim}, {kInner, kDim}, {kDim, kInner}}) {
       published.emplace_back(format(), out, in, random);
-      resident.emplace_back(tested(), published.back().weight);
+      resident.emplace_back(tested(), published.back());
     }
     const size_t last = published.size();
     wanted.push_back({published[last - 3].weight, published[last - 2].weight, published[last - 1].weight});

@@ -248,7 +248,8 @@ TEST(MoeExperts, CallsLongerThanAChunk) {
   int64_t changed = 0;
   for (int64_t t = 0; t < kTokens; t++)
     for (int64_t i = 0; i < kDim; i++) {
-      ASSERT_NEAR(actual.at(t, i), expected.at(t, i), accelerator() ? 16 * kBf16Eps * (1 + std::fabs(expected.at(t, i))) : 1e-4) << "token " << t;
+      ASSERT_NEAR(actual.at(t, i), expected.at(t, i), accelerator() ? 16 * kBf16Eps * (1 + std::fabs(expected.at(t, i))) : 1e-4)
+          << "token " << t;
       changed += expected.at(t, i) != 0.5f;
     }
   EXPECT_GT(changed, kTokens) << "about 8 % of the tokens meet the expert";

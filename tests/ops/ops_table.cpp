@@ -121,6 +121,24 @@ double RandomWeight::row_norm(int64_t row) const {
   return std::sqrt(sum);
 }
 
+Prepared::Prepared(Backend& backend, const RandomWeight& source) : weight(source.weight) {
+  const Weight& from = source.weight;
+  const int64_t bytes = backend.prepared_bytes(*from.format, from.out, from.in);
+  if (bytes == 0) return;
+  memory.resize(static_cast<size_t>(bytes) + 256);
+  auto* to = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(memory.data()) + 255) / 256 * 256);
+  for (int64_t first = 0; first < from.out; first += Backend::kPrepareRows) {
+    Weight rows = from;
+    rows.out = std::min(Backend::kPrepareRows, from.out - first);
+    rows.data += from.format->data_bytes(first, from.in);
+    if (from.format->scale_type != ScaleType::kNone) rows.scales += from.format->scale_bytes(first, from.in);
+    backend.prepare(rows, first, from.out, to);
+  }
+  weight.data = to;
+  weight.scales = nullptr;
+  weight.prepared = true;
+}
+
 Cache::Cache(Dtype dtype, int64_t block_tokens, int64_t width, int64_t row_gap)
     : dtype_(dtype), block_tokens_(block_tokens), width_(width), row_gap_(row_gap) {}
 

@@ -83,6 +83,15 @@ struct RandomWeight {
   Weight weight;
 };
 
+// A weight as the backend keeps it; as published where its prepared_bytes are 0.
+struct Prepared {
+  Prepared(Backend& backend, const RandomWeight& from);
+  Prepared(const Prepared&) = delete;
+  Prepared(Prepared&&) = default;
+  std::vector<std::byte> memory;  // aligned by hand: only the plain operator new gives memory that an accelerator shares
+  Weight weight;
+};
+
 struct Scratch {
   explicit Scratch(size_t bytes) : memory((bytes + 127) / 64 * 64), arena(aligned(), bytes) {}
   void* aligned() { return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64); }

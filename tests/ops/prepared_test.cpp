@@ -11,35 +11,12 @@
 namespace dg::ops_table {
 namespace {
 
-// A prepared copy of a random weight, and what the products make of it.
-struct Prepared {
-  Prepared(Backend& backend, const RandomWeight& source) : Prepared(backend, source.weight) {}
-  Prepared(Backend& backend, const Weight& from)
-      : storage(static_cast<size_t>(backend.prepared_bytes(*from.format, from.out, from.in)) / 64 + 1), weight(from) {
-    auto* to = reinterpret_cast<std::byte*>(storage.data());
-    for (int64_t first = 0; first < from.out; first += Backend::kPrepareRows) {
-      Weight rows = from;
-      rows.out = std::min(Backend::kPrepareRows, from.out - first);
-      rows.data += from.format->data_bytes(first, from.in);
-      if (from.format->scale_type != ScaleType::kNone) rows.scales += from.format->scale_bytes(first, from.in);
-      backend.prepare(rows, first, from.out, to);
-    }
-    weight.data = to;
-    weight.scales = nullptr;
-    weight.prepared = true;
-  }
-  struct alignas(64) Line {
-    std::byte bytes[64];
-  };
-  std::vector<Line> storage;
-  Weight weight;
-};
-
 class PreparedTest : public ::testing::TestWithParam<std::tuple<std::string, std::string>> {
  protected:
   std::string isa() const { return std::get<0>(GetParam()); }
   const Format& format() const { return *find_format(std::get<1>(GetParam())); }
   PanelKind kind() const { return panel_kind(format()); }
+  bool bf16_products() const { return isa() == "amx" || isa() == "i8mm" || isa() == "sve2"; }  // of bf16 and FP8 weights
   bool fused() const {
 #if defined(__aarch64__) || defined(__riscv)
     return true;
@@ -58,7 +35,7 @@ constexpr PanelShape kPanelShapes[] = {{1, 1},    {32, 16},  {33, 17},  {96, 40}
 
 // What the product multiplies with instead of x: the nearest of 255 steps per 512 columns, bf16, or x itself.
 // `fused`: x * inverse is rounded once, together with the rounding to an integer.
-std::vector<float> activation(PanelKind kind, bool amx, bool fused, const float* x, int64_t in) {
+std::vector<float> activation(PanelKind kind, bool bf16, bool fused, const float* x, int64_t in) {
   std::vector<float> out(x, x + in);
   if (is_integer(kind)) {
     for (int64_t k = 0; k < in; k += kPanelBlock) {
@@ -71,7 +48,7 @@ std::vector<float> activation(PanelKind kind, bool amx, bool fused, const float*
         out[static_cast<size_t>(i)] = static_cast<float>(std::nearbyint(scaled)) * step;
       }
     }
-  } else if (amx) {
+  } else if (bf16) {
     for (float& v : out) v = bf16_to_float(float_to_bf16(v));
   }
   return out;
@@ -139,7 +116,7 @@ TEST_P(PreparedTest, LinearMultipliesWhatThePanelsHold) {
                          .bias = tokens % 2 ? Tensor::of(bias.view.data, Dtype::kF32, {shape.out}) : Tensor{}});
       std::vector<float> row(static_cast<size_t>(shape.in));
       std::vector<std::vector<float>> xs;
-      for (int64_t t = 0; t < tokens; t++) xs.push_back(activation(kind(), isa() == "amx", fused(), x.view.f32(t), shape.in));
+      for (int64_t t = 0; t < tokens; t++) xs.push_back(activation(kind(), bf16_products(), fused(), x.view.f32(t), shape.in));
       for (int64_t o = 0; o < shape.out; o += 1 + shape.out / 20) {
         panel_decode(p.weight, o, 0, shape.in, row.data());
         for (int64_t t = 0; t < tokens; t++) {

@@ -2,7 +2,7 @@
 // count_inner_loops.mjs FAMILY OBJECT: instructions per multiply-add of the product loops of a kernel object, for instruction sets
 // that cannot be timed here (docs/kernels_isa.md). A loop is the range of a backward branch without another inside; those that
 // hold instructions of the family's products are printed, with the share of these: the ideal is all of them.
-//   integer: the int8 products, float: multiply-adds of f32. `helpers` belong to a product in families without a dot product.
+//   integer: the int8 products, float: multiply-adds of f32, or bf16 products and in `few` those of a few tokens. `helpers` belong to a product in families without a dot product.
 // Of the loops over the same products (2 to 16 rows at a time) the one with the most multiply-adds is what prefill runs.
 import { execFileSync } from 'node:child_process';
 
@@ -10,8 +10,8 @@ import { execFileSync } from 'node:child_process';
 const families = {
   generic: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^smu?l[al]*l2?$/, 8, /^sadalp$/], float: [/^fmla$/, 4] },
   dotprod: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^sdot$/, 16], float: [/^fmla$/, 4] },
-  i8mm: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^smmla$/, 32], float: [/^fmla$/, 4] },
-  sve2: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^smmla$/, 32], float: [/^fmla$/, 4] },
+  i8mm: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^smmla$/, 32], float: [/^bfmmla$/, 16], few: [/^bfdot$/, 8] },
+  sve2: { objdump: 'aarch64-linux-gnu-objdump', integer: [/^smmla$/, 32], float: [/^bfmmla$/, 16], few: [/^bfdot$/, 8] },
   rvv: { objdump: 'llvm-objdump-14', arguments: ['--mattr=+v,+m,+a,+d,+c'], integer: [/^vwm(ul|acc)\.vx$/, 16, /^vwadd\.wv$/], float: [/^vfm(acc|add)\.vf$/, 16] },
   avx2: { objdump: 'objdump', integer: [/^vpmaddubsw$/, 32, /^(vpsignb|vpmaddwd|vpaddd)$/], float: [/^vfmadd\d+ps$/, 8] },
   avx_vnni: { objdump: 'objdump', integer: [/^vpdpbusd$/, 32], float: [/^vfmadd\d+ps$/, 8] },
@@ -57,7 +57,7 @@ const best = new Map();
 for (const f of functions(text)) {
   for (const [start, end] of innermost(f.code)) {
     const loop = f.code.slice(start, end + 1);
-    for (const kind of ['integer', 'float']) {
+    for (const kind of ['integer', 'float', 'few'].filter((k) => family[k])) {
       const [products, each, helpers] = family[kind];
       const count = loop.filter((c) => products.test(c.op)).length;
       if (count < 4) continue;

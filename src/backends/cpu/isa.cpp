@@ -120,8 +120,8 @@ constexpr Isa kIsas[] = {
     {"avx512", "AVX-512 F, BW, DQ, VL, CD", has_avx512}, {"avx_vnni", "AVX2 with AVX-VNNI", has_avx_vnni},
     {"avx2", "AVX2, FMA, F16C, BMI", has_avx2},          {"generic", "x86-64", always},
 #elif defined(__aarch64__)
-    {"sve2", "SVE2 with matrix products of int8", has_sve2},
-    {"i8mm", "Armv8.6 matrix products of int8, bf16", has_i8mm},
+    {"sve2", "SVE2 with matrix products of int8 and bf16", has_sve2},
+    {"i8mm", "Armv8.6 matrix products of int8 and bf16", has_i8mm},
     {"dotprod", "Armv8.2 dot product and half precision", has_dotprod},
     {"generic", "Armv8 NEON", always},
 #else

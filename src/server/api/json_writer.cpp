@@ -8,27 +8,10 @@
 #include <cstring>
 #include <random>
 
+#include "text/unicode.h"
+
 namespace dg::api {
 namespace {
-
-// Length of the well-formed character at the beginning of `text` (not empty), or 0 with the length of the ill-formed part.
-size_t character_length(std::string_view text, size_t* ill_formed) {
-  auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  unsigned char first = byte(0);
-  *ill_formed = 1;
-  if (first < 0x80) return 1;
-  size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4) return 0;
-  unsigned char low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
-  unsigned char high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
-  for (size_t i = 1; i < length; i++) {
-    if (i >= text.size() || byte(i) < low || byte(i) > high) return 0;
-    *ill_formed = i + 1;
-    low = 0x80;
-    high = 0xbf;
-  }
-  return length;
-}
 
 template <class T>
 void append_finite(std::string& out, T value) {
@@ -51,16 +34,13 @@ void append_json_string(std::string& out, std::string_view text) {
       continue;
     }
     if (c >= 0x80) {
-      size_t ill_formed = 1;
-      size_t length = character_length(text.substr(i), &ill_formed);
-      if (length > 0) {
-        i += length;
-        continue;
+      const unicode::Decoded character = unicode::decode(text.data() + i, text.data() + text.size());
+      if (!character.valid) {
+        flush();
+        out += "\xEF\xBF\xBD";
+        plain = i + character.bytes;
       }
-      flush();
-      out += "\xEF\xBF\xBD";
-      i += ill_formed;
-      plain = i;
+      i += character.bytes;
       continue;
     }
     flush();
@@ -114,18 +94,8 @@ void append_sse(std::string& out, std::string_view event, std::string_view json)
   append_sse(out, json);
 }
 
-bool is_utf8(std::string_view bytes) {
-  while (!bytes.empty()) {
-    size_t ill_formed = 0;
-    size_t length = character_length(bytes, &ill_formed);
-    if (length == 0) return false;
-    bytes.remove_prefix(length);
-  }
-  return true;
-}
-
 std::string shown_token(std::string_view bytes) {
-  if (is_utf8(bytes)) return std::string(bytes);
+  if (unicode::first_invalid(bytes) == std::string_view::npos) return std::string(bytes);
   std::string out = "bytes:";
   for (unsigned char byte : bytes) out += fmt::format("\\x{:02x}", byte);
   return out;

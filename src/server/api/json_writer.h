@@ -22,8 +22,6 @@ void append_json_ids(std::string& out, std::span<const int32_t> ids);  // [1,2,3
 void append_sse(std::string& out, std::string_view json);
 void append_sse(std::string& out, std::string_view event, std::string_view json);
 
-// Well-formed UTF-8: no overlong forms, no surrogates.
-bool is_utf8(std::string_view bytes);
 // "bytes:\xe4\xbd" for bytes that are no text of their own, else the text: how OpenAI shows such tokens.
 std::string shown_token(std::string_view bytes);
 

@@ -41,6 +41,16 @@ constexpr int kMostPanels = 16;          // of one pass over k: their sums (512 
 constexpr int64_t kProductTokens = 512;  // tokens that share one unpacking
 constexpr int64_t kFloatBlock = 256;     // of k per pass, bf16
 
+// Most tokens of a product that reads the codes where they lie in the panels. Families with matrix products of bf16 zip these panels,
+// which pays only with several tokens.
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+template <PanelKind kKind>
+constexpr int64_t kTokensInPlace = kKind == PanelKind::kBf16 ? 4 : 0;
+#else
+template <PanelKind kKind>
+constexpr int64_t kTokensInPlace = kNeedsUnpack<kKind> ? 0 : INT64_MAX;
+#endif
+
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Columns of k per pass, and bytes of one tile of activations per pass.
@@ -328,6 +338,7 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
   const int at_a_time = tiles == 1 ? kPanelsOfOneTile : kPanelsAtATime, group = tiles == 1 ? kPanelsOfOneTile : kGroupPanels;
   // Many tokens: the sums of the last block need not go through L2 once more.
   const bool direct = is_integer(kKind) && tiles > 1 && (!out.gated || kPanelsAtATime % 2 == 0);
+  [[maybe_unused]] const bool in_place = tokens <= kTokensInPlace<kKind>;
   PendingTiles pending;
   int buffer = 0;
   for (int64_t k = 0; k < padded; k += columns) {
@@ -350,6 +361,7 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
       for (int p = 0; p < group_count; p++) {
         b[p] = panels.data[g + p];
         if constexpr (kNeedsUnpack<kKind>) {
+          if (in_place) continue;
           std::byte* to = s.unpacked + p * 8192;
           unpack_codes<kKind>(panels.data[g + p], width, a.table, to);
           b[p] = to;
@@ -370,7 +382,8 @@ bool multiply_blocks(const PanelProduct& a, PanelList panels, const std::byte* x
           const int n = static_cast<int>(min64(at_a_time, group_count - p));
           float* sums = s.sums + (tile * kMostPanels + g + p) * 256;
           if constexpr (kKind == PanelKind::kBf16) {
-            dot_float<!kNeedsUnpack<kKind>>(at, x_bytes, m, rows, b + p, n, width, k > 0, sums, kMostPanels * 256);
+            const auto dot = in_place ? dot_float<(kTokensInPlace<kKind> > 0)> : dot_float<!kNeedsUnpack<kKind>>;
+            dot(at, x_bytes, m, rows, b + p, n, width, k > 0, sums, kMostPanels * 256);
           } else if constexpr (kKind == PanelKind::kFp8) {
             auto* c = reinterpret_cast<float*>(s.c);
             dot_float<!kNeedsUnpack<kKind>>(at, x_bytes, m, rows, b + p, n, width, false, c, at_a_time * 256);

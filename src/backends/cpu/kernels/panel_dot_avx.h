@@ -1,7 +1,7 @@
 // Tile products in 256-bit registers, for panel_dot_avx2.h and panel_dot_avx_vnni.h: integers through their DotCodes, bf16
 // weights with f32 multiply-add (activations stay f32). A row of 64 bytes of codes is two registers of 8 outputs.
 #pragma once
-#include "backends/cpu/kernels/panel_dot_common.h"
+#include "backends/cpu/kernels/panel_rows_f32.h"
 #include "backends/cpu/kernels/panel_unpack_avx2.h"
 
 namespace dg::DG_ISA_NAMESPACE {

@@ -2,7 +2,7 @@
 // panel_dot_avx2.h, nothing saturates), bf16 weights with f32 multiply-add (activations stay f32).
 // One step of k for 16 outputs is one register of codes: 64 bytes are the quads (or 32 bytes the pairs) of 16 columns.
 #pragma once
-#include "backends/cpu/kernels/panel_dot_common.h"
+#include "backends/cpu/kernels/panel_rows_f32.h"
 #include "backends/cpu/kernels/panel_unpack_avx512.h"
 
 namespace dg::DG_ISA_NAMESPACE {

@@ -1,28 +1,14 @@
-// What the families of panel_dot_*.h that multiply floats in f32 have in common.
+// What the families of panel_dot_*.h without tiles have in common.
 #pragma once
 #include <cstdint>
-#include <cstring>
-
-#include "quant/panel.h"
 
 namespace dg::DG_ISA_NAMESPACE {
 namespace {
-
-typedef float PanelFloat;
 
 // Set-up around the products of one call, with the tokens of a tile: none.
 struct DotScope {
   DotScope(int64_t, bool) {}
 };
-
-// f32 activations: per 16 columns, 16 tokens x 16 columns.
-inline void pack_float_row(const float* x, int64_t in, int64_t padded, int64_t t, std::byte* to) {
-  auto* out = reinterpret_cast<float*>(to) + t * 16;
-  int64_t k = 0;
-  for (; k + 16 <= in; k += 16) std::memcpy(out + k * 16, x + k, 64);
-  for (; k < padded; k += 16)
-    for (int64_t i = 0; i < 16; i++) out[k * 16 + i] = k + i < in ? x[k + i] : 0.0f;
-}
 
 template <int T>
 struct RowCount {

@@ -2,7 +2,7 @@
 // columns. All integer codes are zipped while they are unpacked (panel_unpack_neon.h), once for all tokens. A single row uses
 // the dot product on the same codes, which wastes nothing.
 #pragma once
-#include "backends/cpu/kernels/panel_dot_neon_f32.h"
+#include "backends/cpu/kernels/panel_dot_neon_bf16.h"
 
 namespace dg::DG_ISA_NAMESPACE {
 namespace {
@@ -11,7 +11,7 @@ constexpr bool kUnsignedCodes = false;
 constexpr int kTilesAtATime = 1, kPanelsAtATime = 1, kPanelsOfOneTile = 1;
 
 template <PanelKind kKind>
-constexpr bool kNeedsUnpack = kKind != PanelKind::kBf16;
+constexpr bool kNeedsUnpack = true;
 
 template <PanelKind kKind>
 inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {

@@ -3,7 +3,7 @@
 #pragma once
 #include <arm_neon.h>
 
-#include "backends/cpu/kernels/panel_dot_common.h"
+#include "backends/cpu/kernels/panel_rows_f32.h"
 #include "backends/cpu/kernels/panel_unpack_neon.h"
 
 namespace dg::DG_ISA_NAMESPACE {

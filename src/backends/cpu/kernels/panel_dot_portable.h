@@ -1,7 +1,7 @@
 // Tile products in portable vectors: the definition of what a family's panel_dot_*.h provides, and the fall-back of families
 // without one. Integers go through 32-bit lanes, four multiply-adds per quad.
 #pragma once
-#include "backends/cpu/kernels/panel_dot_common.h"
+#include "backends/cpu/kernels/panel_rows_f32.h"
 #include "backends/cpu/kernels/vec.h"
 #include "quant/convert.h"
 #include "quant/panel.h"

@@ -5,7 +5,7 @@
 #pragma once
 #include <riscv_vector.h>
 
-#include "backends/cpu/kernels/panel_dot_common.h"
+#include "backends/cpu/kernels/panel_rows_f32.h"
 
 namespace dg::DG_ISA_NAMESPACE {
 namespace {

@@ -1,11 +1,10 @@
 // Tile products with SVE2 for any vector length. Integers use the matrix product of int8 on codes zipped while they are
 // unpacked: 128 bytes hold 8 columns of 16 outputs, and every 128-bit segment of a vector multiplies 2 outputs with 2 tokens.
-// bf16 weights use f32 multiply-add by lane; activations stay f32. Vectors have no arrays: sums are named by macros, s00 - s33.
+// bf16 weights use NEON's products of bf16 (panel_dot_neon_bf16.h). Vectors have no arrays: sums are named by macros, s00 - s33.
 #pragma once
 #include <arm_sve.h>
 
-#include "backends/cpu/kernels/panel_dot_common.h"
-#include "backends/cpu/kernels/panel_unpack_neon.h"
+#include "backends/cpu/kernels/panel_dot_neon_bf16.h"
 
 namespace dg::DG_ISA_NAMESPACE {
 namespace {
@@ -14,7 +13,7 @@ constexpr bool kUnsignedCodes = false;
 constexpr int kTilesAtATime = 1, kPanelsAtATime = 1, kPanelsOfOneTile = 1;
 
 template <PanelKind kKind>
-constexpr bool kNeedsUnpack = kKind != PanelKind::kBf16;
+constexpr bool kNeedsUnpack = true;
 
 template <PanelKind kKind>
 inline void unpack_codes(const std::byte* from, int64_t width, const int8_t* table, std::byte* to) {
@@ -121,52 +120,8 @@ inline void dot_integer(const std::byte* x, int64_t /*x_bytes*/, int /*m*/, int6
     for (int64_t at = 0; at < 128; at += vector) dot_integer_vectors<1>(x, rows, b[0], width, at, c);
 }
 
-// T tokens, named by s<t / 4><t % 4>, and the outputs of one vector from `o` on.
-template <bool kPrefetch, int T>
-inline void dot_float_rows(const float* x, const std::byte* b, int64_t width, bool accumulate, int64_t o, float* c) {
-  const svbool_t all = svptrue_b32(), outputs = svwhilelt_b32_s64(o, 16);
-  const auto* pairs = reinterpret_cast<const uint32_t*>(b) + o;
-#define DG_START(p, q)                  \
-  svfloat32_t s##p##q = svdup_n_f32(0); \
-  if constexpr (p * 4 + q < T)          \
-    if (accumulate) s##p##q = svld1_f32(outputs, c + (p * 4 + q) * 16 + o);
-  DG_GRID(DG_START)
-#undef DG_START
-  for (int64_t k = 0; k < width; k += 4, pairs += 32, x += 4) {
-    if (k % 16 == 0 && k > 0) x += 256 - 16;
-    if constexpr (kPrefetch && T < 4) prefetch_codes(reinterpret_cast<const std::byte*>(pairs));
-    const svuint32_t pair0 = svld1_u32(outputs, pairs), pair1 = svld1_u32(outputs, pairs + 16);
-    const svfloat32_t w0 = svreinterpret_f32_u32(svlsl_n_u32_x(all, pair0, 16)),
-                      w1 = svreinterpret_f32_u32(svand_n_u32_x(all, pair0, 0xffff0000));
-    const svfloat32_t w2 = svreinterpret_f32_u32(svlsl_n_u32_x(all, pair1, 16)),
-                      w3 = svreinterpret_f32_u32(svand_n_u32_x(all, pair1, 0xffff0000));
-#define DG_MULTIPLY(p, q)                                                    \
-  if constexpr (p * 4 + q < T) {                                             \
-    const svfloat32_t xv = svld1rq_f32(all, x + (p * 4 + q) * 16);           \
-    s##p##q = svmla_lane_f32(svmla_lane_f32(s##p##q, w0, xv, 0), w1, xv, 1); \
-    s##p##q = svmla_lane_f32(svmla_lane_f32(s##p##q, w2, xv, 2), w3, xv, 3); \
-  }
-    DG_GRID(DG_MULTIPLY)
-#undef DG_MULTIPLY
-  }
-#define DG_FINISH(p, q) \
-  if constexpr (p * 4 + q < T) svst1_f32(outputs, c + (p * 4 + q) * 16 + o, s##p##q);
-  DG_GRID(DG_FINISH)
-#undef DG_FINISH
-}
-
 #undef DG_GRID
 #undef DG_ROW4
-
-template <bool kPrefetch>
-inline void dot_float(const std::byte* x, int64_t /*x_bytes*/, int /*m*/, int64_t rows, const std::byte* const* b, int /*n*/, int64_t width,
-                      bool accumulate, float* c, int64_t /*c_tile*/) {
-  const int64_t vector = static_cast<int64_t>(svcntw());
-  for (int64_t o = 0; o < 16; o += vector)
-    for_row_groups<16>(rows, [&](auto count, int64_t t) {
-      dot_float_rows<kPrefetch, decltype(count)::value>(reinterpret_cast<const float*>(x) + t * 16, b[0], width, accumulate, o, c + t * 16);
-    });
-}
 
 }  // namespace
 }  // namespace dg::DG_ISA_NAMESPACE

@@ -1,6 +1,6 @@
 // Unpacking of panel codes with NEON: 4-bit codes to int8 (the arithmetic of panel_unpack_avx512.h), FP8 to bf16.
-// bf16 stands as in the panels: rows of 64 bytes, 16 columns of 2. int8 either so as well (16 columns of 4), or zipped for the
-// matrix products of int8: rows of 128 bytes, 16 columns of 8, the quads 2j and 2j + 1 of a column side by side.
+// The results stand as in the panels: rows of 64 bytes, 16 columns of 4 int8 or 2 bf16. Or they are zipped for the matrix products:
+// rows of 128 bytes, 16 columns of 8 or 4, the quads or pairs 2j and 2j + 1 of a column side by side.
 #pragma once
 #include <arm_neon.h>
 
@@ -112,10 +112,10 @@ inline void unpack_table(const std::byte* from_bytes, int64_t width, const int8_
   }
 }
 
-inline void zip_int8(const std::byte* from_bytes, int64_t width, std::byte* to_bytes) {
+inline void zip_rows(const std::byte* from_bytes, int64_t bytes, std::byte* to_bytes) {
   const int8_t* from = codes_of(from_bytes);
   auto* to = reinterpret_cast<int8_t*>(to_bytes);
-  for (int64_t i = 0; i < width * kPanelRows; i += 128) {
+  for (int64_t i = 0; i < bytes; i += 128) {
     prefetch_codes(from_bytes + i);
     prefetch_codes(from_bytes + i + 64);
 #pragma GCC unroll 4
@@ -125,24 +125,32 @@ inline void zip_int8(const std::byte* from_bytes, int64_t width, std::byte* to_b
 }
 
 // bf16 of E4M3: magnitude * 16 + 120 * 128, but for the codes below 16 (of which 8 are subnormal) bytes from a table.
+template <bool kZipped>
 inline void unpack_fp8(const std::byte* from, int64_t width, std::byte* to) {
   static constexpr uint8_t kLow[16] = {0, 0, 0x80, 0xc0, 0, 0x20, 0x40, 0x60, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0};
   static constexpr uint8_t kHigh[16] = {0, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c};
   const uint8x16_t low_table = vld1q_u8(kLow), high_table = vld1q_u8(kHigh), exponent = vdupq_n_u8(0x70), bias = vdupq_n_u8(0x3c);
   const uint8x16_t magnitude_bits = vdupq_n_u8(0x7f), nibble = vdupq_n_u8(0x0f);
+  // 16 bytes hold a pair of 4 columns, then the next pair of these columns.
+  static constexpr uint8_t kPairs[16] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+  const uint8x16_t pairs = vld1q_u8(kPairs);
+  constexpr int64_t kSecond = kZipped ? 16 : 64;
   const auto* codes = reinterpret_cast<const uint8_t*>(from);
   auto* out = reinterpret_cast<uint8_t*>(to);
   for (int64_t i = 0; i < width * kPanelRows; i += 64) {
     prefetch_codes(from + i);
 #pragma GCC unroll 4
     for (int part = 0; part < 4; part++) {
-      const uint8x16_t b = vld1q_u8(codes + i + part * 16), n = vandq_u8(b, nibble), top = vandq_u8(b, exponent);
+      uint8x16_t b = vld1q_u8(codes + i + part * 16);
+      if constexpr (kZipped) b = vqtbl1q_u8(b, pairs);
+      const uint8x16_t n = vandq_u8(b, nibble), top = vandq_u8(b, exponent);
       const uint8x16_t small = vceqzq_u8(top);
       const uint8x16_t low = vbslq_u8(small, vqtbl1q_u8(low_table, n), vshlq_n_u8(b, 4));
       const uint8x16_t magnitude = vbslq_u8(small, vqtbl1q_u8(high_table, n), vsraq_n_u8(bias, top, 4));
       const uint8x16_t high = vbslq_u8(magnitude_bits, magnitude, b);
-      vst1q_u8(out + i * 2 + part * 16, vzip1q_u8(low, high));
-      vst1q_u8(out + i * 2 + part * 16 + 64, vzip2q_u8(low, high));
+      uint8_t* const columns = out + i * 2 + part * (kZipped ? 32 : 16);
+      vst1q_u8(columns, vzip1q_u8(low, high));
+      vst1q_u8(columns + kSecond, vzip2q_u8(low, high));
     }
   }
 }
@@ -152,8 +160,9 @@ inline void unpack_neon(const std::byte* from, int64_t width, [[maybe_unused]] c
   if constexpr (kKind == PanelKind::kInt4) unpack_int4<false, kZipped>(from, width, to);
   if constexpr (kKind == PanelKind::kInt4Offset) unpack_int4<true, kZipped>(from, width, to);
   if constexpr (kKind == PanelKind::kInt4Table) unpack_table<kZipped>(from, width, table, to);
-  if constexpr (kKind == PanelKind::kInt8 && kZipped) zip_int8(from, width, to);
-  if constexpr (kKind == PanelKind::kFp8) unpack_fp8(from, width, to);
+  if constexpr (kKind == PanelKind::kInt8 && kZipped) zip_rows(from, width * kPanelRows, to);
+  if constexpr (kKind == PanelKind::kBf16 && kZipped) zip_rows(from, width * kPanelRows * 2, to);
+  if constexpr (kKind == PanelKind::kFp8) unpack_fp8<kZipped>(from, width, to);
 }
 
 }  // namespace
