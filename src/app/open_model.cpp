@@ -67,7 +67,7 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
   }
   if (options.profile) {
     std::string isa = reference ? "generic" : options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
-    DG_ASSIGN(*output, ProfileOutput::create(std::move(isa), options.threads, options.profile_trace));
+    DG_ASSIGN(*output, ProfileOutput::create(*backend, std::move(isa), options.threads, options.profile_trace));
     auto profile = std::make_unique<ProfileBackend>(std::move(backend), (*output)->max_events());
     (*output)->attach(profile.get());
     backend = std::move(profile);
@@ -263,6 +263,7 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   DG_TRY(text.finish());
   if (!loaded.ok()) return loaded.error();
+  DG_TRY(opened->backend->status());
   std::vector<int64_t> ids = opened->generation.eos.empty() ? opened->config.eos : opened->generation.eos;
   if (opened->tokenizer && opened->tokenizer->eos_id()) ids.push_back(*opened->tokenizer->eos_id());
   for (int64_t id : ids)
@@ -298,6 +299,7 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     capturing->add(1);
   });
   if (capturing) capturing->finish();
+  DG_TRY(opened->backend->status());
   return opened;
 }
 

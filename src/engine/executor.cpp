@@ -115,6 +115,7 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
     result.logits.data = host_logits_->data();
     backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
   }
+  DG_TRY(backend_.status());
   return result;
 }
 
