@@ -32,4 +32,8 @@ ProfileOutput::~ProfileOutput() {
         fmt::format("{}: the first {} events; {} more were left out\n", trace_, profile_->events().size(), profile_->dropped_events()));
 }
 
+void ProfileOutput::restart() {
+  if (profile_) profile_->reset();
+}
+
 }  // namespace dg

@@ -23,7 +23,8 @@ class ProfileOutput {
   ProfileOutput(const ProfileOutput&) = delete;
   ProfileOutput& operator=(const ProfileOutput&) = delete;
 
-  void attach(const ProfileBackend* profile) { profile_ = profile; }
+  void attach(ProfileBackend* profile) { profile_ = profile; }
+  void restart();  // forgets what ran so far: steps that only found out how much memory there must be
   size_t max_events() const { return trace_.empty() ? 0 : kMaxTraceEvents; }
 
  private:
@@ -32,7 +33,7 @@ class ProfileOutput {
 
   std::string isa_, trace_;
   MachineLimits limits_;
-  const ProfileBackend* profile_ = nullptr;
+  ProfileBackend* profile_ = nullptr;
 };
 
 }  // namespace dg

@@ -80,6 +80,7 @@ class Backend {
   virtual bool replays() const { return false; }
   virtual void begin_step(std::span<const SequenceSlice>, int64_t /*block_tokens*/, int64_t /*longest_kv*/) {}
   virtual void replay(uint64_t /*key*/, const std::function<void()>& issue) { issue(); }
+  virtual void forget_replays() {}  // all of them, with their memory
   // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the
   // threads that the backend has anyway. fn must not throw or call the backend.
   virtual void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) {

@@ -22,6 +22,17 @@ class TapeBackend : public Backend {
   int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return inner_->prepared_bytes(format, out, in); }
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override { inner_->prepare(rows, first, out, to); }
 
+  Result<void> status() const override {
+    if (fails_in >= 0) return {};
+    return Error{ErrorKind::kDevice, "GPU 0 failed: an illegal memory access was encountered"};
+  }
+  void synchronise() override {
+    inner_->synchronise();
+    if (fails_in > 0 && fails_in != kNever && --fails_in == 0) fails_in = -1;
+  }
+  static constexpr int kNever = 1 << 30;
+  int fails_in = kNever;  // steps; below 0: it has failed
+
   bool replays() const override { return true; }
   void begin_step(std::span<const SequenceSlice> slices, int64_t, int64_t longest_kv) override {
     slices_.assign(slices.begin(), slices.end());
@@ -165,6 +176,24 @@ TEST_P(ReplayTest, EverySizeIsCapturedBeforehand) {
   EXPECT_EQ(taped.keys(), 10u) << "1, 2, 4, 8, 11 for contexts to 1024 and 2048";
   for (int count : {1, 3, 11}) decode(*replaying.executor, count, 2);
   EXPECT_EQ(taped.keys(), 10u);
+}
+
+// A device that fails in its third step: that step and all later ones are errors, and nothing waits.
+TEST_P(ReplayTest, StepOfAFailedDeviceIsAnError) {
+  auto tape = std::make_unique<TapeBackend>(cpu());
+  TapeBackend& taped = *tape;
+  Loaded loaded = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::move(tape));
+  taped.fails_in = 3;
+  BlockTable blocks(loaded.executor->kv());
+  const std::vector<int32_t> ids = {1, 2, 3};
+  for (int step = 0; step < 5; step++) {
+    const StepSequence sequence{.ids = ids, .first_position = 3 * step, .blocks = &blocks};
+    const auto result = loaded.executor->run({&sequence, 1});
+    EXPECT_EQ(result.ok(), step < 2) << step;
+    if (!result.ok()) {
+      EXPECT_EQ(result.error().kind, ErrorKind::kDevice);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ReplayTest, ::testing::Values("qwen2_tied", "deepseek_v3_fp8"),

@@ -108,8 +108,7 @@ CudaBackend::~CudaBackend() {
   collectives_.reset();
   products_.reset();
   staging_.reset();
-  for (auto& [key, graph] : graphs_)
-    if (graph.exec) cudaGraphExecDestroy(graph.exec);
+  forget_replays();
   for (Block& block : workspaces_) cudaFree(block.data);
 }
 
@@ -221,14 +220,18 @@ void CudaBackend::replay(uint64_t key, const std::function<void()>& issue) {
   step_begun_ = false;
 }
 
+void CudaBackend::forget_replays() {
+  synchronise();
+  for (auto& [key, graph] : graphs_) {
+    if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
+    graph = {};  // stays: the graph that is being made may be one of them
+  }
+}
+
 void* CudaBackend::workspace(Workspace which, size_t bytes) {
   Block& block = workspaces_[static_cast<size_t>(which)];
   if (bytes > block.bytes) {
-    synchronise();
-    for (auto& [key, graph] : graphs_) {  // they hold the old address
-      if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
-      graph = {};
-    }
+    forget_replays();  // they hold the old address
     // In stream order: cudaMalloc and cudaFree may wait for kernels of other GPUs, which may wait for this rank.
     if (block.data) DG_CUDA(cudaFreeAsync(block.data, stream_));
     block.data = nullptr;

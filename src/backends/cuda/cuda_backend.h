@@ -64,6 +64,7 @@ class CudaBackend : public Backend {
   bool replays() const override { return !mapped_; }
   void begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) override;
   void replay(uint64_t key, const std::function<void()>& issue) override;
+  void forget_replays() override;
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override {
     pool_.parallel_for(n, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; i++) fn(i, worker);

@@ -20,7 +20,7 @@ void check_blas(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   int device = 0;
   cudaGetDevice(&device);
-  fail_device(device, fmt::format("cuBLASLt: {} in {}", cublasLtGetStatusString(status), what));
+  fail_device(device, std::string("cuBLASLt: ") + cublasLtGetStatusString(status) + " in " + what);
 }
 #define DG_BLAS(call) check_blas((call), #call)
 
