@@ -142,7 +142,7 @@ class Bench {
     if (!bench->device_) {
       DG_ASSIGN(bench->limits_, machine_limits(arguments.open.threads));
     }
-    bench->isa_ = bench->device_                     ? bench->limits_.peaks[0].isa
+    bench->isa_ = bench->device_                 ? bench->limits_.peaks[0].isa
                   : arguments.open.isa == "auto" ? usable_cpu_isas().front()
                                                  : arguments.open.isa;
     int64_t most = 0;

@@ -22,8 +22,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
-                     100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
+                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -70,7 +70,8 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
+    bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
@@ -87,11 +88,12 @@ std::string parse(int argc, char** argv, Options& options) {
     }
     std::string* text = name == "--isa"                        ? &options.isa
                         : name == "--format" && !options.perf  ? &options.format
-                        : name == "--op" && !options.perf             ? &options.op
+                        : name == "--op" && !options.perf      ? &options.op
                         : name == "--filter" && options.perf   ? &options.filter
                         : name == "--baseline" && options.perf ? &options.baseline
                                                                : nullptr;
-    int* number = name == "--rounds" ? &options.rounds : name == "--threads" && !options.perf   ? &options.threads
+    int* number = name == "--rounds"                        ? &options.rounds
+                  : name == "--threads" && !options.perf    ? &options.threads
                   : name == "--gpus" && options.collectives ? &options.gpus
                                                             : nullptr;
     if (!text && !number) return "unknown option " + name;

@@ -25,11 +25,12 @@ Result<DeviceUse> measure_device_use(Backend& backend, Model& model, int64_t wei
   DeviceUse use{.weights = weight_bytes, .activations = static_cast<int64_t>(options.arena_bytes), .memory = backend.memory()};
   Result<StepMemory> steps = measure_step_memory(backend, model, options, longest_context);
   if (!steps.ok())
-    return Error{steps.error().kind,
-                 fmt::format("{}; the largest step, of {} rows behind {} tokens, was tried with weights {}, activations {} and {} of {} free: "
-                             "lower --max-num-batched-tokens, --max-num-seqs or --max-model-len",
-                             steps.error().message, options.max_step_tokens, longest_context, format_bytes(weight_bytes),
-                             format_bytes(use.activations), format_bytes(use.memory.free), format_bytes(use.memory.total))};
+    return Error{
+        steps.error().kind,
+        fmt::format("{}; the largest step, of {} rows behind {} tokens, was tried with weights {}, activations {} and {} of {} free: "
+                    "lower --max-num-batched-tokens, --max-num-seqs or --max-model-len",
+                    steps.error().message, options.max_step_tokens, longest_context, format_bytes(weight_bytes),
+                    format_bytes(use.activations), format_bytes(use.memory.free), format_bytes(use.memory.total))};
   use.steps = *steps;
   use.memory = backend.memory();
   return use;

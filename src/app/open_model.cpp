@@ -98,11 +98,11 @@ Result<void> limit_cache(Model& model, const OpenOptions& options, const DeviceU
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
   if (executor->kv_tokens >= *length) return {};
   if (options.max_model_len > 0 || executor->kv_tokens < 16 * executor->block_tokens)
-    return resource_error(fmt::format(
-        "KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
-        "--kv-cache-memory-bytes{}{}",
-        format_bytes(bytes), tokens, format_bytes(token_bytes), *length, device ? " or --gpu-memory-utilization; " : "",
-        device ? use.text() : ""));
+    return resource_error(
+        fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
+                    "--kv-cache-memory-bytes{}{}",
+                    format_bytes(bytes), tokens, format_bytes(token_bytes), *length, device ? " or --gpu-memory-utilization; " : "",
+                    device ? use.text() : ""));
   *length = executor->kv_tokens;
   return {};
 }

@@ -9,8 +9,7 @@
 
 namespace dg {
 
-Result<std::unique_ptr<ProfileOutput>> ProfileOutput::create(Backend& backend, std::string isa, int threads,
-                                                             std::string trace) {
+Result<std::unique_ptr<ProfileOutput>> ProfileOutput::create(Backend& backend, std::string isa, int threads, std::string trace) {
   if (!trace.empty()) DG_TRY(write_file(trace, ""));  // better to learn now that it cannot be written
   MachineLimits limits = backend.measure();
   if (!limits.peaks.empty()) {

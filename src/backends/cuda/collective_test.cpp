@@ -65,7 +65,7 @@ struct Cpu {
   static float root(float v) { return std::sqrt(v); }
   template <bool kVector>
   static Four load(const float* p, int64_t left) {
-    if constexpr (kVector) EXPECT_EQ(reinterpret_cast<uintptr_t>(p) % 16, 0u);
+    EXPECT_TRUE(!kVector || reinterpret_cast<uintptr_t>(p) % 16 == 0);
     return {left > 0 ? p[0] : 0, left > 1 ? p[1] : 0, left > 2 ? p[2] : 0, left > 3 ? p[3] : 0};
   }
   template <bool kVector>
@@ -175,7 +175,10 @@ class Group {
 };
 
 float value_of(int rank, uint32_t round, int64_t i) {
-  return static_cast<float>(static_cast<int>((static_cast<uint32_t>(i) * 2654435761u + round * 40503u + static_cast<uint32_t>(rank) * 97u) >> 7 & 1023) - 512) / 37.0f;
+  return static_cast<float>(
+             static_cast<int>((static_cast<uint32_t>(i) * 2654435761u + round * 40503u + static_cast<uint32_t>(rank) * 97u) >> 7 & 1023) -
+             512) /
+         37.0f;
 }
 
 // In order of rank, in float.

@@ -72,9 +72,10 @@ Result<void> Collectives::agree_on_peers() {
     if (status != cudaSuccess || !can) refused += fmt::format("{}{}", refused.empty() ? "" : ", ", peer);
   }
   if (!refused.empty())
-    log_warning(fmt::format("GPU {} cannot read the memory of GPU {} (nvidia-smi topo -p2p r): sums of several GPUs go through host memory, "
-                            "which is slow",
-                            device_, refused));
+    log_warning(
+        fmt::format("GPU {} cannot read the memory of GPU {} (nvidia-smi topo -p2p r): sums of several GPUs go through host memory, "
+                    "which is slow",
+                    device_, refused));
   static const char kNo = 0;
   DG_ASSIGN(const std::vector<void*> answers, group_.exchange(args_.rank, refused.empty() ? nullptr : const_cast<char*>(&kNo)));
   for (void* no : answers) peers_ = peers_ && !no;

@@ -42,8 +42,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
   if (options.group && !made.ok()) options.group->fail(options.rank, made.error());  // the others need not wait
   if (!options.group || options.group->size() == 1 || !made.ok()) return made;
   auto& backend = static_cast<CudaBackend&>(**made);
-  DG_ASSIGN(backend.collectives_,
-            Collectives::create(*options.group, options.rank, options.device, backend.properties_.major >= 9));
+  DG_ASSIGN(backend.collectives_, Collectives::create(*options.group, options.rank, options.device, backend.properties_.major >= 9));
   DG_TRY(backend.status());
   return made;
 }
@@ -78,9 +77,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create_alone(const BackendOptions&
                     options.device, properties.name, properties.major, properties.minor, cudaGetErrorString(status)));
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, properties));
   DG_ASSIGN(backend->staging_, Staging::create());
-  backend->staging_->wait = [b = backend.get()](cudaEvent_t event) {
-    b->wait_for("an upload", [event] { return cudaEventQuery(event); });
-  };
+  backend->staging_->wait = [b = backend.get()](cudaEvent_t event) { b->wait_for("an upload", [event] { return cudaEventQuery(event); }); };
   DG_TRY(backend->status());
   return std::unique_ptr<Backend>(std::move(backend));
 }

@@ -135,7 +135,7 @@ class CudaBackend : public Backend {
   std::unique_ptr<Staging> staging_;
   RankGroup* const group_;
   const int rank_;
-  std::unique_ptr<Collectives> collectives_;  // with a group of several
+  std::unique_ptr<Collectives> collectives_;   // with a group of several
   mutable std::atomic<bool> reported_{false};  // status() told of the failure
   DeviceSequences sequences_;
   // Between begin_step() and the end of replay(): attention takes sequences_ as they are, with the bound of the contexts

@@ -31,7 +31,8 @@ void check(cudaError_t status, const char* what) {
     size_t free = 0, total = 0;
     cudaGetLastError();
     cudaMemGetInfo(&free, &total);
-    fail_device(device, fmt::format("out of memory in {}, {} of {} MiB free; lower --gpu-memory-utilization", what, free >> 20, total >> 20));
+    fail_device(device,
+                fmt::format("out of memory in {}, {} of {} MiB free; lower --gpu-memory-utilization", what, free >> 20, total >> 20));
   } else {
     fail_device(device, fmt::format("{} ({}) in {}", cudaGetErrorString(status), cudaGetErrorName(status), what));
   }

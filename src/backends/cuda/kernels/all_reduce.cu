@@ -32,8 +32,12 @@ struct Gpu {
     asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
     return v;
   }
-  DG_COLLECTIVE static void release(uint64_t* p, uint64_t v) { asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
-  DG_COLLECTIVE static void publish(uint32_t* p, uint32_t v) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+  DG_COLLECTIVE static void release(uint64_t* p, uint64_t v) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+  }
+  DG_COLLECTIVE static void publish(uint32_t* p, uint32_t v) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+  }
   DG_COLLECTIVE static uint64_t get(const uint64_t* p) {
     uint64_t v;
     asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
@@ -44,8 +48,12 @@ struct Gpu {
     asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
   }
-  DG_COLLECTIVE static void set(uint64_t* p, uint64_t v) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
-  DG_COLLECTIVE static void set(uint32_t* p, uint32_t v) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+  DG_COLLECTIVE static void set(uint64_t* p, uint64_t v) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+  }
+  DG_COLLECTIVE static void set(uint32_t* p, uint32_t v) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+  }
   DG_COLLECTIVE static uint32_t swap(uint32_t* p, uint32_t v) { return atomicExch(p, v); }
   DG_COLLECTIVE static bool last(uint32_t* p, uint32_t count) {
     __threadfence();
@@ -119,19 +127,22 @@ struct Gpu {
 };
 
 template <int kRanks, bool kVector>
-__global__ void __launch_bounds__(kThreads) one_shot_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    one_shot_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceArgs a) {
   Gpu gpu;
   reduce_one_shot<Gpu, kRanks, kVector>(gpu, c, a);
 }
 
 template <int kRanks>
-__global__ void __launch_bounds__(kThreads) two_shot_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    two_shot_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceArgs a) {
   Gpu gpu;
   reduce_two_shot<Gpu, kRanks, 8 / kRanks>(gpu, c, a);
 }
 
 template <int kRanks>
-__global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceNormArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceNormArgs a) {
   __shared__ float sums[2][kMostParts + kThreads / 32];
   Gpu gpu{.sums = sums, .parts = a.parts};
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
