@@ -20,7 +20,8 @@ class LargestSteps {
     DG_ASSIGN(arena_memory_, backend_.allocate(options_.arena_bytes, "activations"));
     DG_ASSIGN(index_memory_, backend_.allocate(static_cast<size_t>(4 * options_.max_step_tokens) * 4, "step indices"));
     arena_ = Arena(arena_memory_->data(), options_.arena_bytes);
-    blocks_.assign(static_cast<size_t>((longest_ + options_.block_tokens - 1) / options_.block_tokens), 0);
+    const int64_t most = std::max(longest_, options_.max_step_tokens);
+    blocks_.assign(static_cast<size_t>((most + options_.block_tokens - 1) / options_.block_tokens), 0);
     return {};
   }
 
@@ -38,7 +39,9 @@ class LargestSteps {
   Result<void> capture(uint64_t key, int64_t rows) {
     for (int turn = 0; turn < 2; turn++) {  // the first chooses kernels, the second is captured
       const Batch batch = make_batch(rows, rows, true);
-      backend_.begin_step(slices_, options_.block_tokens, longest_);
+      int64_t bound = kShortestReplay;
+      while (bound < longest_) bound *= 2;
+      backend_.begin_step(slices_, options_.block_tokens, bound);
       backend_.replay(key, [&] {
         arena_.release(0);
         Ctx ctx{backend_, arena_, *pool_};

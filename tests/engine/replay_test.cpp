@@ -5,7 +5,7 @@
 #include <map>
 
 #include "backends/cpu/cpu.h"
-#include "engine/executor.h"
+#include "engine/warm_up.h"
 #include "io/tensor_index.h"
 #include "plan/sizing.h"
 
@@ -33,7 +33,10 @@ class TapeBackend : public Backend {
   static constexpr int kNever = 1 << 30;
   int fails_in = kNever;  // steps; below 0: it has failed
 
+  Memory memory() const override { return memory_; }
+  Memory memory_;
   bool replays() const override { return true; }
+  void forget_replays() override { tapes_.clear(); }
   void begin_step(std::span<const SequenceSlice> slices, int64_t, int64_t longest_kv) override {
     slices_.assign(slices.begin(), slices.end());
     for (const SequenceSlice& s : slices) EXPECT_LE(s.kv_len, longest_kv);
@@ -176,6 +179,28 @@ TEST_P(ReplayTest, EverySizeIsCapturedBeforehand) {
   EXPECT_EQ(taped.keys(), 10u) << "1, 2, 4, 8, 11 for contexts to 1024 and 2048";
   for (int count : {1, 3, 11}) decode(*replaying.executor, count, 2);
   EXPECT_EQ(taped.keys(), 10u);
+}
+
+// They stay within the arena that was measured for them and touch only the blocks there are; nothing captured is left.
+TEST_P(ReplayTest, LargestStepsRunBeforeThereIsACache) {
+  auto tape = std::make_unique<TapeBackend>(cpu());
+  TapeBackend& taped = *tape;
+  Loaded loaded = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::move(tape));
+  const ExecutorOptions options = loaded.executor->options();
+  for (int64_t longest : {40, 1500}) {  // shorter than a step's rows, and longer
+    taped.memory_ = {};
+    auto none = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    ASSERT_TRUE(none.ok());
+    EXPECT_EQ(none->replays, 0);
+    taped.memory_ = {int64_t{1} << 40, int64_t{1} << 40};
+    auto measured = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    ASSERT_TRUE(measured.ok());
+    EXPECT_EQ(measured->workspace_bytes, 0);
+    EXPECT_EQ(measured->replays, longest > 1024 ? 10 : 5) << "as prepare_replays captures";
+    EXPECT_EQ(taped.keys(), 0u);
+  }
+  taped.fails_in = 2;
+  EXPECT_FALSE(measure_step_memory(*loaded.backend, *loaded.model, options, 40).ok());
 }
 
 // A device that fails in its third step: that step and all later ones are errors, and nothing waits.
