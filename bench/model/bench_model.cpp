@@ -148,11 +148,14 @@ class Bench {
           fmt::format("--decode: the KV cache of {} streams needs {}, more than 80 % of the {} that are free; ask for less",
                       open.max_sequences, format_bytes(open.kv_bytes), format_bytes(free)));
     DG_ASSIGN(bench->opened_, open_model(arguments.model, open));
-    bench->rates_ = bench->opened_->backend->measure();
-    if (bench->rates_.read_bytes_per_s == 0) {
+    bench->limits_ = bench->opened_->backend->measure();
+    bench->device_ = !bench->limits_.peaks.empty();
+    if (!bench->device_) {
       DG_ASSIGN(bench->limits_, machine_limits(arguments.open.threads));
     }
-    bench->isa_ = arguments.open.isa == "auto" ? usable_cpu_isas().front() : arguments.open.isa;
+    bench->isa_ = bench->device_                 ? bench->limits_.peaks[0].isa
+                  : arguments.open.isa == "auto" ? usable_cpu_isas().front()
+                                                 : arguments.open.isa;
     int64_t most = 0;
     for (const auto& [name, bytes] : bench->opened_->store->bytes_by_format())
       if (bytes > most) {
@@ -179,9 +182,7 @@ class Bench {
     const double per_s = rate.median / n;  // rounds per second
     const double bytes = (cost.weight_bytes + cost.kv_bytes) * step_count, flops = cost.flops * step_count;
     const MathType type = format_ ? math_type_of(*format_) : MathType::kF32;
-    const bool device = rates_.read_bytes_per_s > 0;  // its products are of bf16
-    const double peak = device ? rates_.bf16_flops_per_s : limits_.operations_per_s(isa_, type);
-    const double read = device ? rates_.read_bytes_per_s : limits_.read_bytes_per_s();
+    const double peak = limits_.operations_per_s(isa_, device_ ? MathType::kBf16 : type), read = limits_.read_bytes_per_s();
     return {{"work", work.name()},
             {"decode", work.decode},
             {"streams", work.streams},
@@ -196,7 +197,7 @@ class Bench {
             {"flops_per_s", flops * per_s},
             {"of_read", read > 0 ? bytes * per_s / read : 0},
             {"of_peak", peak > 0 ? flops * per_s / peak : 0},
-            {"peak_type", device ? "bf16" : math_type_name(type)}};
+            {"peak_type", device_ ? "bf16" : math_type_name(type)}};
   }
 
   Json header() const {
@@ -206,9 +207,7 @@ class Bench {
             {"weight_bytes", opened_->store->bytes()},
             {"load_s", opened_->load_seconds},
             {"cpu", limits_.cpu},
-            {"limits", rates_.read_bytes_per_s > 0 ? fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s", rates_.read_bytes_per_s * 1e-9,
-                                                                 rates_.bf16_flops_per_s * 1e-12)
-                                                   : limits_.summary(isa_)}};
+            {"limits", limits_.summary(isa_)}};
   }
 
  private:
@@ -308,7 +307,7 @@ class Bench {
   std::vector<BlockTable> tables_;  // of the last decode; destroyed before the pool they give their blocks back to
   int64_t filled_ = 0, longest_ = 0;
   MachineLimits limits_;
-  Backend::Rates rates_;  // of a device
+  bool device_ = false;  // limits_ are of the backend's device, whose products are of bf16
   std::string isa_;
   const Format* format_ = nullptr;
   std::mt19937_64 random_{1};

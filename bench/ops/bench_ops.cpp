@@ -22,8 +22,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
-                     100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
+                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -70,7 +70,8 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
+    bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
@@ -78,6 +79,7 @@ int run_bench(const Options& options) {
 std::string parse(int argc, char** argv, Options& options) {
   int i = 1;
   if (argc > 1 && std::string_view(argv[1]) == "perf") options.perf = true, options.rounds = 5, i++;
+  if (argc > 1 && std::string_view(argv[1]) == "collectives") options.collectives = true, i++;
   for (; i < argc; i++) {
     const std::string name = argv[i];
     if (options.perf && name == "--update") {
@@ -86,17 +88,21 @@ std::string parse(int argc, char** argv, Options& options) {
     }
     std::string* text = name == "--isa"                        ? &options.isa
                         : name == "--format" && !options.perf  ? &options.format
-                        : name == "--op" && !options.perf             ? &options.op
+                        : name == "--op" && !options.perf      ? &options.op
                         : name == "--filter" && options.perf   ? &options.filter
                         : name == "--baseline" && options.perf ? &options.baseline
                                                                : nullptr;
-    int* number = name == "--rounds" ? &options.rounds : name == "--threads" && !options.perf ? &options.threads : nullptr;
+    int* number = name == "--rounds"                        ? &options.rounds
+                  : name == "--threads" && !options.perf    ? &options.threads
+                  : name == "--gpus" && options.collectives ? &options.gpus
+                                                            : nullptr;
     if (!text && !number) return "unknown option " + name;
     if (++i == argc) return name + ": expected a value, found the end of the command line";
     if (text) *text = argv[i];
     if (number) *number = std::atoi(argv[i]);
   }
   if (options.rounds < 1 || options.rounds > 1000) return "--rounds: expected 1 to 1000";
+  if (options.gpus < 2 || options.gpus > 8) return "--gpus: expected 2 to 8";
   if (!options.op.empty() && options.op != "linear" && options.op != "attention") return "--op: expected linear or attention";
   if (options.threads < 0 || options.threads > 4096) return "--threads: expected 0 to 4096";
   return "";
@@ -111,9 +117,11 @@ int main(int argc, char** argv) {
   if (!wrong.empty()) {
     fmt::print(stderr,
                "bench_ops: {}; usage: bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention], or "
-               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]\n",
+               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update], or "
+               "bench_ops collectives [--gpus N] [--rounds N]\n",
                wrong);
     return 2;
   }
+  if (options.collectives) return dg::bench_ops::run_collectives(options);
   return options.perf ? dg::bench_ops::run_perf(options) : dg::bench_ops::run_bench(options);
 }

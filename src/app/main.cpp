@@ -1,6 +1,8 @@
 // The program `dougong`: finds the command, checks its options, runs it, and turns an error into one line and an exit code.
 #include <fmt/core.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <new>
 #include <string>
 #include <vector>
@@ -86,5 +88,8 @@ int run(const std::vector<std::string>& args) {
 
 int main(int argc, char** argv) {
   dg::set_up_terminal();
-  return dg::run({argv + (argc > 0 ? 1 : 0), argv + argc});
+  const int code = dg::run({argv + (argc > 0 ? 1 : 0), argv + argc});
+  if (code != dg::exit_code(dg::ErrorKind::kDevice)) return code;
+  std::fflush(nullptr);
+  std::_Exit(code);  // the device is lost, and the driver's part in exit() could wait for it
 }

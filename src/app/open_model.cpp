@@ -12,6 +12,7 @@
 #include <system_error>
 #include <thread>
 
+#include "app/device_memory.h"
 #include "app/model_tokenizer.h"
 #include "backends/checked/checked.h"
 #include "backends/cpu/cpu.h"
@@ -67,7 +68,7 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
   }
   if (options.profile) {
     std::string isa = reference ? "generic" : options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
-    DG_ASSIGN(*output, ProfileOutput::create(std::move(isa), options.threads, options.profile_trace));
+    DG_ASSIGN(*output, ProfileOutput::create(*backend, std::move(isa), options.threads, options.profile_trace));
     auto profile = std::make_unique<ProfileBackend>(std::move(backend), (*output)->max_events());
     (*output)->attach(profile.get());
     backend = std::move(profile);
@@ -80,20 +81,16 @@ Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, Checke
   return std::unique_ptr<Backend>(std::move(both));
 }
 
-// What steps allocate on a device beside the arena: workspaces of the kernels and captured graphs.
-constexpr int64_t kDeviceReserveBytes = int64_t{1} << 30;
-
 // The KV cache within the memory that --kv-cache-memory-bytes, --gpu-memory-utilization or a share of what is free allows.
-Result<void> limit_cache(const Backend& backend, Model& model, const OpenOptions& options, int64_t arena_bytes, ExecutorOptions* executor,
-                         int64_t* length) {
+// `use`: of the device, where the cache is on one.
+Result<void> limit_cache(Model& model, const OpenOptions& options, const DeviceUse& use, ExecutorOptions* executor, int64_t* length) {
   CacheLayout layout;
   model.register_cache(layout);
   int64_t token_bytes = layout.bytes_per_token(executor->kv_dtype);
   int64_t bytes = options.kv_bytes;
-  const Backend::Memory memory = backend.memory();
-  if (bytes == 0 && memory.total > 0) {
-    const auto kept_free = static_cast<int64_t>((1 - options.gpu_memory_utilization) * static_cast<double>(memory.total));
-    bytes = std::max<int64_t>(0, memory.free - kept_free - arena_bytes - kDeviceReserveBytes);
+  const bool device = use.memory.total > 0;
+  if (bytes == 0 && device) {
+    bytes = cache_bytes(use, options.gpu_memory_utilization);
   } else if (bytes == 0) {
     bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes));
   }
@@ -101,10 +98,11 @@ Result<void> limit_cache(const Backend& backend, Model& model, const OpenOptions
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
   if (executor->kv_tokens >= *length) return {};
   if (options.max_model_len > 0 || executor->kv_tokens < 16 * executor->block_tokens)
-    return resource_error(fmt::format(
-        "KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
-        "--kv-cache-memory-bytes{}",
-        format_bytes(bytes), tokens, format_bytes(token_bytes), *length, memory.total > 0 ? " or --gpu-memory-utilization" : ""));
+    return resource_error(
+        fmt::format("KV cache: {} hold {} tokens ({} each), less than one context of {} tokens; lower --max-model-len or raise "
+                    "--kv-cache-memory-bytes{}{}",
+                    format_bytes(bytes), tokens, format_bytes(token_bytes), *length, device ? " or --gpu-memory-utilization; " : "",
+                    device ? use.text() : ""));
   *length = executor->kv_tokens;
   return {};
 }
@@ -263,6 +261,7 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   DG_TRY(text.finish());
   if (!loaded.ok()) return loaded.error();
+  DG_TRY(opened->backend->status());
   std::vector<int64_t> ids = opened->generation.eos.empty() ? opened->config.eos : opened->generation.eos;
   if (opened->tokenizer && opened->tokenizer->eos_id()) ids.push_back(*opened->tokenizer->eos_id());
   for (int64_t id : ids)
@@ -283,9 +282,11 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
   executor.max_decode_rows = options.max_decode_rows;
   if (limited) {
-    const size_t arena = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
-                                             executor.max_logit_rows, options.max_decode_rows);
-    DG_TRY(limit_cache(*opened->backend, *opened->model, options, static_cast<int64_t>(arena), &executor, &length));
+    executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
+                                               executor.max_logit_rows, options.max_decode_rows);
+    DG_ASSIGN(const DeviceUse use, measure_device_use(*opened->backend, *opened->model, opened->store->bytes(), executor, length));
+    if (opened->profile) opened->profile->restart();
+    DG_TRY(limit_cache(*opened->model, options, use, &executor, &length));
   }
   executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
                                              executor.max_logit_rows, options.max_decode_rows);
@@ -298,6 +299,7 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     capturing->add(1);
   });
   if (capturing) capturing->finish();
+  DG_TRY(opened->backend->status());
   return opened;
 }
 

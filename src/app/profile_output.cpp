@@ -9,9 +9,14 @@
 
 namespace dg {
 
-Result<std::unique_ptr<ProfileOutput>> ProfileOutput::create(std::string isa, int threads, std::string trace) {
+Result<std::unique_ptr<ProfileOutput>> ProfileOutput::create(Backend& backend, std::string isa, int threads, std::string trace) {
   if (!trace.empty()) DG_TRY(write_file(trace, ""));  // better to learn now that it cannot be written
-  DG_ASSIGN(MachineLimits limits, machine_limits(threads));
+  MachineLimits limits = backend.measure();
+  if (!limits.peaks.empty()) {
+    isa = limits.peaks[0].isa;
+  } else {
+    DG_ASSIGN(limits, machine_limits(threads));
+  }
   return std::unique_ptr<ProfileOutput>(new ProfileOutput(std::move(isa), std::move(trace), std::move(limits)));
 }
 
@@ -24,6 +29,10 @@ ProfileOutput::~ProfileOutput() {
   else if (profile_->dropped_events() > 0)
     print_error(
         fmt::format("{}: the first {} events; {} more were left out\n", trace_, profile_->events().size(), profile_->dropped_events()));
+}
+
+void ProfileOutput::restart() {
+  if (profile_) profile_->reset();
 }
 
 }  // namespace dg

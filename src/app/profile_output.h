@@ -4,7 +4,7 @@
 #include <string>
 
 #include "base/result.h"
-#include "device/machine.h"
+#include "device/backend.h"
 
 namespace dg {
 
@@ -16,14 +16,15 @@ class ProfileOutput {
  public:
   static constexpr size_t kMaxTraceEvents = size_t{1} << 20;  // 48 MB
 
-  // Measures the machine's limits for `threads` now, unless they are known, so that nothing else runs beside it. `trace` "": none;
-  // else it must be writable.
-  static Result<std::unique_ptr<ProfileOutput>> create(std::string isa, int threads, std::string trace);
+  // Measures the limits of the backend's device, or those of the machine for `threads` unless they are known, now, so that nothing else
+  // runs beside it. `trace` "": none; else it must be writable.
+  static Result<std::unique_ptr<ProfileOutput>> create(Backend& backend, std::string isa, int threads, std::string trace);
   ~ProfileOutput();
   ProfileOutput(const ProfileOutput&) = delete;
   ProfileOutput& operator=(const ProfileOutput&) = delete;
 
-  void attach(const ProfileBackend* profile) { profile_ = profile; }
+  void attach(ProfileBackend* profile) { profile_ = profile; }
+  void restart();  // forgets what ran so far: steps that only found out how much memory there must be
   size_t max_events() const { return trace_.empty() ? 0 : kMaxTraceEvents; }
 
  private:
@@ -32,7 +33,7 @@ class ProfileOutput {
 
   std::string isa_, trace_;
   MachineLimits limits_;
-  const ProfileBackend* profile_ = nullptr;
+  ProfileBackend* profile_ = nullptr;
 };
 
 }  // namespace dg

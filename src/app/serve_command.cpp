@@ -31,12 +31,6 @@ class SignalWaiter {
     ::pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     ::signal(SIGPIPE, SIG_IGN);
   }
-  int wait() {
-    int signal = 0;
-    while (::sigwait(&set_, &signal) != 0) {
-    }
-    return signal;
-  }
   // The next signal, or 0 after `limit`.
   int wait_for(std::chrono::milliseconds limit) {
     timespec time{.tv_sec = limit.count() / 1000, .tv_nsec = limit.count() % 1000 * 1'000'000};
@@ -124,6 +118,15 @@ Result<ServiceOptions> read_service_options(const Options& options, const Opened
   return service;
 }
 
+// The device is lost: all requests have their error; give the clients time to read it. Destructors could wait for the device for ever.
+[[noreturn]] void end_process(const Error& failure, Engine& engine, HttpServer& api) {
+  api.drain();
+  engine.wait_idle(std::chrono::seconds(5));
+  api.wait_idle(std::chrono::seconds(2));
+  print_error(fmt::format("dougong serve: {}\n", failure.message));
+  std::_Exit(exit_code(failure.kind));
+}
+
 }  // namespace
 
 Result<int> run_serve(const Options& options) {
@@ -208,7 +211,10 @@ Result<int> run_serve(const Options& options) {
   }
 
   int signal;
-  while ((signal = signals.wait()) == SIGHUP) api->reopen_access_log();
+  while ((signal = signals.wait_for(std::chrono::milliseconds(200))) == 0 || signal == SIGHUP) {
+    if (signal == SIGHUP) api->reopen_access_log();
+    if (const std::optional<Error> failure = engine->failure()) end_process(*failure, *engine, *api);
+  }
   engine->drain();
   api->drain();
   if (!options.flag("quiet")) print_error(fmt::format("stopping: {} answers in progress\n", engine->stats().running));

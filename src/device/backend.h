@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "device/machine.h"
 #include "device/ops.h"
 
 namespace dg {
@@ -41,11 +42,12 @@ class Backend {
     int64_t free = 0, total = 0;
   };
   virtual Memory memory() const { return {}; }
-  // Sustained rates of the device, measured now (about a second); zeros: not measured here (the CPU's: machine_measure.h).
-  struct Rates {
-    double read_bytes_per_s = 0, bf16_flops_per_s = 0;
-  };
-  virtual Rates measure() { return {}; }
+  // What the device can do at most, measured now (about a second), of one instruction set, its peaks[0].isa. Without peaks: not
+  // measured here (the CPU's: machine_measure.h).
+  virtual MachineLimits measure() { return {}; }
+  // An error once the device failed: what was computed in this step is lost, and later ops do nothing. Ask after synchronise() or
+  // download(), which never wait for ever.
+  virtual Result<void> status() const { return {}; }
   // Host memory that upload() and download() are fast with (pinned); same errors.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) { return allocate(bytes, purpose); }
   // False when tensors must not be read or written by anyone (dry run: addresses only).
@@ -78,6 +80,7 @@ class Backend {
   virtual bool replays() const { return false; }
   virtual void begin_step(std::span<const SequenceSlice>, int64_t /*block_tokens*/, int64_t /*longest_kv*/) {}
   virtual void replay(uint64_t /*key*/, const std::function<void()>& issue) { issue(); }
+  virtual void forget_replays() {}  // all of them, with their memory
   // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the
   // threads that the backend has anyway. fn must not throw or call the backend.
   virtual void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) {

@@ -106,6 +106,7 @@ Roofline MachineLimits::roofline(std::string_view isa) const {
 
 std::string MachineLimits::summary(std::string_view isa) const {
   Roofline r = roofline(isa);
+  if (isa == "cuda") return fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s ({})", r.bytes_per_s * 1e-9, r.bf16 * 1e-12, cpu);
   return fmt::format("read {:.1f} GB/s; {}: int8 {:.2f} TOP/s, bf16 {:.2f}, f32 {:.2f} TFLOP/s ({} thread{} of {})", r.bytes_per_s * 1e-9,
                      isa, r.int8 * 1e-12, r.bf16 * 1e-12, r.f32 * 1e-12, threads, threads == 1 ? "" : "s", cpu);
 }

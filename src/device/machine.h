@@ -53,9 +53,9 @@ struct Roofline {
 };
 
 struct MachineLimits {
-  std::string cpu;       // model name
-  std::string topology;  // for people
-  int threads = 0;
+  std::string cpu;                   // model name, also of a GPU
+  std::string topology;              // for people
+  int threads = 0;                   // multiprocessors of a GPU
   std::vector<ReadBandwidth> read;   // by number of threads, ascending; the last one is all
   std::vector<NodeBandwidth> nodes;  // empty on one node
   Measured copy_bytes_per_s;         // bytes copied, each read once and written once, all threads

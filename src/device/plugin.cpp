@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <climits>
-#include <cstring>
 #include <vector>
 
 namespace dg {
@@ -48,10 +47,10 @@ Result<std::unique_ptr<Backend>> load_backend(const std::string& name, const Bac
   if (!library) return resource_error(fmt::format("--backend {}: {} cannot be loaded: {}", name, path, ::dlerror()));
   const auto* plugin = static_cast<const BackendPlugin*>(::dlsym(library, "dougong_backend_plugin"));
   if (!plugin) return resource_error(fmt::format("--backend {}: {} is not a backend of dougong", name, path));
-  if (std::string(plugin->version) != kPluginVersion || std::memcmp(plugin->layout, kPluginLayout, sizeof kPluginLayout) != 0)
+  if (std::string(plugin->interface) != DG_PLUGIN_INTERFACE)
     return resource_error(
         fmt::format("--backend {}: {} belongs to another build of dougong ({}; this is {}): install both from one release", name, path,
-                    plugin->version, kPluginVersion));
+                    plugin->interface, DG_PLUGIN_INTERFACE));
   return plugin->create(options);
 }
 

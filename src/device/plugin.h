@@ -20,16 +20,10 @@ struct BackendOptions {
   int threads = 0;  // of the host, for work beside the device (sampling); 0: the physical cores this process may use
 };
 
-// A plug-in has its own copies of the floors below (so formats are compared by name, never by address) and is refused when it was
-// compiled with other declarations of them than the program.
-static constexpr const char* kPluginVersion = DG_BUILD_VERSION;
-static constexpr uint32_t kPluginLayout[] = {sizeof(Weight),       sizeof(Tensor),   sizeof(Format),     sizeof(SequenceSlice),
-                                             sizeof(MlaAttention), sizeof(MoeRoute), sizeof(MoeExperts), sizeof(BackendOptions)};
-
-// What a plug-in exports, as `extern "C" const dg::BackendPlugin dougong_backend_plugin`.
+// What a plug-in exports, as `extern "C" const dg::BackendPlugin dougong_backend_plugin`. It has its own copies of the floors below (so
+// formats are compared by name, never by address) and is refused when it was compiled with other declarations of them than the program.
 struct BackendPlugin {
-  const char* version = kPluginVersion;
-  const uint32_t* layout = kPluginLayout;
+  const char* interface;  // DG_PLUGIN_INTERFACE: version and hash of the headers that declare what both sides share (src/CMakeLists.txt)
   Result<std::unique_ptr<Backend>> (*create)(const BackendOptions& options);
 };
 

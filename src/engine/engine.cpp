@@ -83,6 +83,7 @@ Result<uint64_t> EngineImpl::submit(EngineRequest request, std::shared_ptr<Reque
   if (request.prompt_logprobs > 0 || request.logprobs > 0)
     if (std::max(request.prompt_logprobs, request.logprobs) > parts_.vocab)
       return input_error("logprobs: more than the vocabulary has tokens");
+  if (failed_) return *failure();
   if (draining_) return resource_error("the server is shutting down and takes no new requests");
   if (queued_ >= options_.max_waiting)
     return resource_error(
@@ -242,7 +243,9 @@ void EngineImpl::take_commands() {
 
 void EngineImpl::apply(Command& command) {
   if (command.kind == Command::kAdd) {
+    const uint64_t handle = command.request->handle;
     scheduler_.add(std::move(command.request));
+    if (failed_) end(*scheduler_.find(handle), FinishReason::kError, failure(), EngineClock::now());
     return;
   }
   if (command.kind == Command::kResetCache) return scheduler_.drop_cache();
@@ -292,8 +295,9 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
   stats_.steps++;
   stats_.last_step_s = step_s;
   if (results_.error) {
-    // The step as a whole failed: its requests are answered, the others go on.
+    // The step as a whole failed: its requests are answered, the others go on. With the device, all requests have failed.
     log_error(fmt::format("step failed: {}", results_.error->message));
+    if (results_.error->kind == ErrorKind::kDevice) return fail_all(*results_.error, now);
     expired_.clear();
     for (const StepItem& item : plan_.items)
       if (std::find(expired_.begin(), expired_.end(), &item.sequence->request) == expired_.end())
@@ -347,6 +351,22 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
   if (plan_.prefill_tokens == 0) controller_.record(generating, tokens, step_s, drafted);
   stats_.speculating = options_.speculation != SpeculationMethod::kNone && controller_.drafting(std::max<int64_t>(1, generating));
   if (observer_) observer_->on_step(plan_.prefill_tokens, plan_.decode_tokens, step_s);
+}
+
+void EngineImpl::fail_all(const Error& error, EngineClock::time_point now) {
+  {
+    std::lock_guard lock(stats_mutex_);
+    failure_ = error;
+  }
+  failed_ = true;
+  expired_.clear();
+  scheduler_.for_each([&](RequestState& r) { expired_.push_back(&r); });
+  for (RequestState* r : expired_) end(*r, FinishReason::kError, error, now);
+}
+
+std::optional<Error> EngineImpl::failure() const {
+  std::lock_guard lock(stats_mutex_);
+  return failure_;
 }
 
 void EngineImpl::commit_prompt_logprobs(const StepItem& item, ItemResult& result) {

@@ -6,6 +6,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -95,6 +96,9 @@ class Engine {
   virtual bool idle() const = 0;  // no request, nothing in flight
   virtual bool wait_idle(std::chrono::milliseconds limit) = 0;
   virtual void reset_prefix_cache() = 0;  // drops all cached blocks that no running sequence uses
+
+  // The device's failure, after which every request ends with it at once, new ones in submit(). The process should end.
+  virtual std::optional<Error> failure() const = 0;
 
   virtual EngineStats stats() const = 0;
   virtual std::vector<RequestStatus> requests() const = 0;

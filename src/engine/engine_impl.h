@@ -32,6 +32,7 @@ class EngineImpl : public Engine {
   void reset_prefix_cache() override;
   EngineStats stats() const override;
   std::vector<RequestStatus> requests() const override;
+  std::optional<Error> failure() const override;
   const EngineOptions& options() const override { return options_; }
 
  private:
@@ -52,6 +53,7 @@ class EngineImpl : public Engine {
   void commit(EngineClock::time_point now, double seconds);
   void commit_tokens(const StepItem& item, ItemResult& result, EngineClock::time_point now);
   void commit_prompt_logprobs(const StepItem& item, ItemResult& result);
+  void fail_all(const Error& error, EngineClock::time_point now);
   void finish_answer(Sequence& sequence, FinishReason reason, EngineClock::time_point now);
   void end(RequestState& request, FinishReason reason, std::optional<Error> error, EngineClock::time_point now);
   void publish();
@@ -73,6 +75,7 @@ class EngineImpl : public Engine {
   std::vector<Command> taken_;
 
   mutable std::mutex stats_mutex_;
+  std::optional<Error> failure_;
   EngineStats stats_, shown_;
 
   mutable std::mutex command_mutex_;
@@ -84,6 +87,7 @@ class EngineImpl : public Engine {
   std::atomic<int64_t> queued_{0};  // submitted, never scheduled
   std::atomic<int64_t> live_{0};    // submitted, on_end not yet handed to the output thread
   std::atomic<bool> draining_{false};
+  std::atomic<bool> failed_{false};  // failure_ is set, for good
   std::mutex idle_mutex_;
   std::condition_variable idle_;
 

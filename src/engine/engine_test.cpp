@@ -21,6 +21,7 @@ class CountingRunner : public StepRunner {
  public:
   std::atomic<int64_t> steps{0};
   std::atomic<int> fail_at{-1};
+  ErrorKind fail_as = ErrorKind::kDevice;
   std::chrono::microseconds step_time{0};
   int32_t broken_token = -1;  // prompts that begin with this give logits that are not numbers
 
@@ -44,7 +45,7 @@ class CountingRunner : public StepRunner {
     if (step_time > 0us) std::this_thread::sleep_for(step_time);
     results.error.reset();
     results.items.resize(std::max(results.items.size(), plan.items.size()));
-    if (steps++ == fail_at) results.error = Error{ErrorKind::kDevice, "the device is gone"};
+    if (steps++ == fail_at) results.error = Error{fail_as, "the device is gone"};
     for (size_t i = 0; i < plan.items.size(); i++) {
       const StepItem& item = plan.items[i];
       ItemResult& r = results.items[i];
@@ -279,6 +280,7 @@ TEST_F(EngineTest, StopTextAcrossTokensEndsTheAnswerAndIsNotShown) {
 
 TEST_F(EngineTest, OneBrokenRequestAndABrokenStepDoNotHurtOthers) {
   runner_.broken_token = 999;
+  runner_.fail_as = ErrorKind::kResource;
   start(options());
   auto bad = std::make_shared<Collector>(), good = std::make_shared<Collector>();
   EngineRequest r = request(5, 10);
@@ -298,6 +300,34 @@ TEST_F(EngineTest, OneBrokenRequestAndABrokenStepDoNotHurtOthers) {
   ASSERT_TRUE(engine_->submit(request(5, 10), after).ok());
   ASSERT_TRUE(after->wait());
   EXPECT_FALSE(after->error_);
+  expect_nothing_left();
+}
+
+TEST_F(EngineTest, LostDeviceFailsEveryRequest) {
+  EngineOptions o = options();
+  o.max_running = 2;
+  runner_.fail_at = 5;
+  runner_.step_time = 1ms;
+  start(o);
+  EXPECT_FALSE(engine_->failure());
+  std::vector<std::shared_ptr<Collector>> listeners;  // running, waiting, and with several answers
+  for (int i = 0; i < 9; i++) {
+    EngineRequest r = request(5 + 20 * i, 100);
+    r.n = 1 + i % 2;
+    listeners.push_back(std::make_shared<Collector>());
+    ASSERT_TRUE(engine_->submit(r, listeners.back()).ok());
+  }
+  for (const auto& listener : listeners) {
+    ASSERT_TRUE(listener->wait());
+    ASSERT_TRUE(listener->error_);
+    EXPECT_EQ(listener->error_->kind, ErrorKind::kDevice);
+    EXPECT_EQ(listener->error_->message, "the device is gone");
+  }
+  ASSERT_TRUE(engine_->failure());
+  EXPECT_EQ(engine_->failure()->message, "the device is gone");
+  auto late = engine_->submit(request(5, 4), std::make_shared<Collector>());
+  ASSERT_FALSE(late.ok());
+  EXPECT_EQ(late.error().kind, ErrorKind::kDevice);
   expect_nothing_left();
 }
 

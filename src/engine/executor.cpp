@@ -2,10 +2,11 @@
 
 #include <algorithm>
 
+#include "engine/warm_up.h"
+
 namespace dg {
 namespace {
 
-constexpr int64_t kShortestReplay = 1024;  // bound of the contexts of the first class of replayed steps
 uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size); }
 
 }  // namespace
@@ -115,6 +116,7 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
     result.logits.data = host_logits_->data();
     backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
   }
+  DG_TRY(backend_.status());
   return result;
 }
 
@@ -158,8 +160,7 @@ uint64_t Executor::pad_for_replay(std::span<const StepSequence> sequences, int64
 
 int64_t Executor::replay_size(int64_t count) const {
   const int64_t most = std::min({options_.max_step_sequences, options_.max_logit_rows, options_.max_step_tokens});
-  const int64_t size = count <= 2 ? count : count <= 4 ? 4 : count <= 32 ? (count + 7) / 8 * 8 : (count + 31) / 32 * 32;
-  return std::min(size, most);
+  return replay_rows(count, most);
 }
 
 // Rows that fill a step of `count` decode rows up to `size` read and write the padding block.

@@ -5,7 +5,7 @@
 #include <map>
 
 #include "backends/cpu/cpu.h"
-#include "engine/executor.h"
+#include "engine/warm_up.h"
 #include "io/tensor_index.h"
 #include "plan/sizing.h"
 
@@ -22,7 +22,21 @@ class TapeBackend : public Backend {
   int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return inner_->prepared_bytes(format, out, in); }
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override { inner_->prepare(rows, first, out, to); }
 
+  Result<void> status() const override {
+    if (fails_in >= 0) return {};
+    return Error{ErrorKind::kDevice, "GPU 0 failed: an illegal memory access was encountered"};
+  }
+  void synchronise() override {
+    inner_->synchronise();
+    if (fails_in > 0 && fails_in != kNever && --fails_in == 0) fails_in = -1;
+  }
+  static constexpr int kNever = 1 << 30;
+  int fails_in = kNever;  // steps; below 0: it has failed
+
+  Memory memory() const override { return memory_; }
+  Memory memory_;
   bool replays() const override { return true; }
+  void forget_replays() override { tapes_.clear(); }
   void begin_step(std::span<const SequenceSlice> slices, int64_t, int64_t longest_kv) override {
     slices_.assign(slices.begin(), slices.end());
     for (const SequenceSlice& s : slices) EXPECT_LE(s.kv_len, longest_kv);
@@ -165,6 +179,46 @@ TEST_P(ReplayTest, EverySizeIsCapturedBeforehand) {
   EXPECT_EQ(taped.keys(), 10u) << "1, 2, 4, 8, 11 for contexts to 1024 and 2048";
   for (int count : {1, 3, 11}) decode(*replaying.executor, count, 2);
   EXPECT_EQ(taped.keys(), 10u);
+}
+
+// They stay within the arena that was measured for them and touch only the blocks there are; nothing captured is left.
+TEST_P(ReplayTest, LargestStepsRunBeforeThereIsACache) {
+  auto tape = std::make_unique<TapeBackend>(cpu());
+  TapeBackend& taped = *tape;
+  Loaded loaded = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::move(tape));
+  const ExecutorOptions options = loaded.executor->options();
+  for (int64_t longest : {40, 1500}) {  // shorter than a step's rows, and longer
+    taped.memory_ = {};
+    auto none = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    ASSERT_TRUE(none.ok());
+    EXPECT_EQ(none->replays, 0);
+    taped.memory_ = {int64_t{1} << 40, int64_t{1} << 40};
+    auto measured = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    ASSERT_TRUE(measured.ok());
+    EXPECT_EQ(measured->workspace_bytes, 0);
+    EXPECT_EQ(measured->replays, longest > 1024 ? 10 : 5) << "as prepare_replays captures";
+    EXPECT_EQ(taped.keys(), 0u);
+  }
+  taped.fails_in = 2;
+  EXPECT_FALSE(measure_step_memory(*loaded.backend, *loaded.model, options, 40).ok());
+}
+
+// A device that fails in its third step: that step and all later ones are errors, and nothing waits.
+TEST_P(ReplayTest, StepOfAFailedDeviceIsAnError) {
+  auto tape = std::make_unique<TapeBackend>(cpu());
+  TapeBackend& taped = *tape;
+  Loaded loaded = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::move(tape));
+  taped.fails_in = 3;
+  BlockTable blocks(loaded.executor->kv());
+  const std::vector<int32_t> ids = {1, 2, 3};
+  for (int step = 0; step < 5; step++) {
+    const StepSequence sequence{.ids = ids, .first_position = 3 * step, .blocks = &blocks};
+    const auto result = loaded.executor->run({&sequence, 1});
+    EXPECT_EQ(result.ok(), step < 2) << step;
+    if (!result.ok()) {
+      EXPECT_EQ(result.error().kind, ErrorKind::kDevice);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ReplayTest, ::testing::Values("qwen2_tied", "deepseek_v3_fp8"),

@@ -22,7 +22,8 @@ class CheckedBackend : public Backend {
     return tested_->allocate_host(bytes, purpose);
   }
   Memory memory() const override { return tested_->memory(); }
-  Rates measure() override { return tested_->measure(); }
+  MachineLimits measure() override { return tested_->measure(); }
+  Result<void> status() const override { return tested_->status(); }
   bool host_memory() const override { return tested_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { tested_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { tested_->download(to, from, bytes); }

@@ -4,33 +4,32 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
+#include <thread>
 
+#include "backends/cuda/collectives.h"
 #include "backends/cuda/cuda_memory.h"
 #include "backends/cuda/kernels/measure.h"
 #include "base/topology.h"
 
 namespace dg::cuda {
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  std::fprintf(stderr, "dougong: GPU error: %s (%s) in %s\n", cudaGetErrorString(status), cudaGetErrorName(status), what);
-  std::fflush(stderr);
-  std::_Exit(4);  // the device's state is lost: destructors would wait for it
-}
-
 namespace {
 
 Error device_error(std::string message) { return {ErrorKind::kDevice, std::move(message)}; }
 
-// A pinned piece and a stream of each loading thread.
+// A step, or anything waited for, is over after this; the GPU hangs then. Mapped memory is read over PCIe.
+constexpr std::chrono::seconds kStepLimit{120}, kMappedStepLimit{1200};
+
+// A pinned piece and a stream of each loading thread, for one device.
 struct Writer {
   static constexpr size_t kBytes = 4 << 20;
   void* pinned = nullptr;
   cudaStream_t stream = nullptr;
   ~Writer() {
+    if (any_device_failed()) return;
     if (stream) cudaStreamDestroy(stream);
     if (pinned) cudaFreeHost(pinned);
   }
@@ -39,6 +38,16 @@ struct Writer {
 }  // namespace
 
 Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& options) {
+  Result<std::unique_ptr<Backend>> made = create_alone(options);
+  if (options.group && !made.ok()) options.group->fail(options.rank, made.error());  // the others need not wait
+  if (!options.group || options.group->size() == 1 || !made.ok()) return made;
+  auto& backend = static_cast<CudaBackend&>(**made);
+  DG_ASSIGN(backend.collectives_, Collectives::create(*options.group, options.rank, options.device, backend.properties_.major >= 9));
+  DG_TRY(backend.status());
+  return made;
+}
+
+Result<std::unique_ptr<Backend>> CudaBackend::create_alone(const BackendOptions& options) {
   int driver = 0, runtime = 0, count = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
     return device_error("--backend cuda: no NVIDIA driver found; install one, or use --backend cpu");
@@ -58,7 +67,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
   if (properties.major < 8)
     return device_error(fmt::format("--backend cuda: GPU {} ({}) has compute capability {}.{}; 8.0 (A100) or newer is needed",
                                     options.device, properties.name, properties.major, properties.minor));
-  DG_CUDA(cudaSetDevice(options.device));
+  use_device(options.device);
   if (const cudaError_t status = cudaFree(nullptr); status != cudaSuccess)
     return device_error(fmt::format("--backend cuda: GPU {} cannot be used: {}", options.device, cudaGetErrorString(status)));
   if (const cudaError_t status = kernel_status(); status != cudaSuccess)
@@ -68,43 +77,65 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
                     options.device, properties.name, properties.major, properties.minor, cudaGetErrorString(status)));
   auto backend = std::unique_ptr<CudaBackend>(new CudaBackend(options, properties));
   DG_ASSIGN(backend->staging_, Staging::create());
+  backend->staging_->wait = [b = backend.get()](cudaEvent_t event) { b->wait_for("an upload", [event] { return cudaEventQuery(event); }); };
+  DG_TRY(backend->status());
   return std::unique_ptr<Backend>(std::move(backend));
 }
 
 CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties)
-    : device_(options.device), mapped_(options.mapped), properties_(properties), pool_(options.threads, Topology::load(), false) {
-  DG_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-}
+    : device_(options.device),
+      mapped_(options.mapped),
+      properties_(properties),
+      pool_(options.threads, Topology::load(), false),
+      stream_(options.device),
+      group_(options.group),
+      rank_(options.rank) {}
 
 CudaBackend::~CudaBackend() {
-  cudaStreamSynchronize(stream_);
+  synchronise();
+  if (any_device_failed()) {  // what would wait for the device stays: the process is about to end
+    if (!reported_ && device_failed(device_)) std::fprintf(stderr, "dougong: %s\n", status().error().message.c_str());
+    new auto(std::move(products_));
+    new auto(std::move(latent_weights_));
+    collectives_.release();
+    staging_.release();
+    return;
+  }
+  use_device(device_);
+  collectives_.reset();
   products_.reset();
   staging_.reset();
-  for (auto& [key, graph] : graphs_)
-    if (graph.exec) cudaGraphExecDestroy(graph.exec);
+  forget_replays();
   for (Block& block : workspaces_) cudaFree(block.data);
-  cudaStreamDestroy(stream_);
+}
+
+Result<void> CudaBackend::status() const {
+  if (!device_failed(device_)) return {};
+  reported_ = true;
+  return device_error(fmt::format("GPU {} failed: {}", device_, device_failure(device_)));
 }
 
 std::string CudaBackend::description() const {
-  return fmt::format("cuda: {}, {:.0f} GiB, {} multiprocessors, compute capability {}.{}{}", properties_.name,
+  return fmt::format("cuda: {}{}, {:.0f} GiB, {} multiprocessors, compute capability {}.{}{}",
+                     group_ && group_->size() > 1 ? fmt::format("{} x ", group_->size()) : "", properties_.name,
                      static_cast<double>(properties_.totalGlobalMem) / (1 << 30), properties_.multiProcessorCount, properties_.major,
                      properties_.minor, mapped_ ? ", in pinned host memory" : "");
 }
 
 Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate(size_t bytes, const char* purpose) {
-  DG_CUDA(cudaSetDevice(device_));
+  use_device(device_);
   return mapped_ ? allocate_pinned(bytes, purpose) : allocate_device(bytes, purpose, freed_);
 }
 
 Result<std::unique_ptr<DeviceMemory>> CudaBackend::allocate_host(size_t bytes, const char* purpose) {
+  use_device(device_);
   return allocate_pinned(bytes, purpose);
 }
 
 Backend::Memory CudaBackend::memory() const {
   if (mapped_) return {};
   size_t free = 0, total = 0;
-  DG_CUDA(cudaSetDevice(device_));
+  use_device(device_);
   DG_CUDA(cudaMemGetInfo(&free, &total));
   return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
@@ -121,13 +152,14 @@ void CudaBackend::write(void* to, const void* from, size_t bytes) const {
     std::memcpy(to, from, bytes);
     return;
   }
-  thread_local Writer writer;
+  thread_local Writer writers[kMostDevices];
+  Writer& writer = writers[device_];
+  use_device(device_);
   if (!writer.stream) {
-    DG_CUDA(cudaSetDevice(device_));
     DG_CUDA(cudaStreamCreateWithFlags(&writer.stream, cudaStreamNonBlocking));
     DG_CUDA(cudaHostAlloc(&writer.pinned, Writer::kBytes, cudaHostAllocDefault));
   }
-  for (size_t at = 0; at < bytes; at += Writer::kBytes) {
+  for (size_t at = 0; at < bytes && !device_failed(device_); at += Writer::kBytes) {
     const size_t n = std::min(bytes - at, Writer::kBytes);
     std::memcpy(writer.pinned, static_cast<const std::byte*>(from) + at, n);
     DG_CUDA(cudaMemcpyAsync(static_cast<std::byte*>(to) + at, writer.pinned, n, cudaMemcpyHostToDevice, writer.stream));
@@ -135,9 +167,28 @@ void CudaBackend::write(void* to, const void* from, size_t bytes) const {
   }
 }
 
+void CudaBackend::wait_for(const char* what, const std::function<cudaError_t()>& query) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto limit = (mapped_ ? kMappedStepLimit : kStepLimit) + (group_ ? group_->timeout() : std::chrono::milliseconds(0));
+  cudaError_t status;
+  while (!device_failed(device_) && (status = query()) != cudaSuccess) {
+    if (status != cudaErrorNotReady) return check(status, what);
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    if (collectives_ && group_->failed()) collectives_->give_up();
+    if (waited > limit)
+      fail_device(device_, fmt::format("{} has not ended after {} s: the GPU hangs; see nvidia-smi and the kernel log (Xid)", what,
+                                       std::chrono::duration_cast<std::chrono::seconds>(limit).count()));
+    else if (waited > std::chrono::milliseconds(100)) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    else std::this_thread::yield();
+  }
+}
+
 void CudaBackend::synchronise() {
-  DG_CUDA(cudaStreamSynchronize(stream_));
-  DG_CUDA(cudaGetLastError());
+  wait_for("a step", [&] { return cudaStreamQuery(stream_); });
+  if (const cudaError_t status = cudaGetLastError(); status != cudaErrorNotReady) check(status, "a step");
+  if (!collectives_) return;
+  if (const auto failure = collectives_->failure()) fail_device(device_, *failure);
+  if (device_failed(device_)) group_->fail(rank_, status().error());
 }
 
 void CudaBackend::begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) {
@@ -166,17 +217,23 @@ void CudaBackend::replay(uint64_t key, const std::function<void()>& issue) {
   step_begun_ = false;
 }
 
+void CudaBackend::forget_replays() {
+  synchronise();
+  for (auto& [key, graph] : graphs_) {
+    if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
+    graph = {};  // stays: the graph that is being made may be one of them
+  }
+}
+
 void* CudaBackend::workspace(Workspace which, size_t bytes) {
   Block& block = workspaces_[static_cast<size_t>(which)];
   if (bytes > block.bytes) {
-    DG_CUDA(cudaStreamSynchronize(stream_));
-    for (auto& [key, graph] : graphs_) {  // they hold the old address
-      if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
-      graph = {};
-    }
-    if (block.data) DG_CUDA(cudaFree(block.data));
+    forget_replays();  // they hold the old address
+    // In stream order: cudaMalloc and cudaFree may wait for kernels of other GPUs, which may wait for this rank.
+    if (block.data) DG_CUDA(cudaFreeAsync(block.data, stream_));
+    block.data = nullptr;
     block.bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
-    DG_CUDA(cudaMalloc(&block.data, block.bytes));
+    DG_CUDA(cudaMallocAsync(&block.data, block.bytes, stream_));
   }
   return block.data;
 }

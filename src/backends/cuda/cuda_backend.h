@@ -6,6 +6,9 @@
 //
 // Scratch: what depends on the batch comes from the op's arena where it has one; everything else from workspace(), blocks that grow
 // at the first op that needs more (never while a graph is captured) and then stay. Engine thread only, but for prepare() and write().
+//
+// With a group, this is one rank on one GPU: its thread may be any, the device is made current where it is used (Stream, use_device).
+// A failure (cuda_status.h) makes status() an error; ops then go on without effect, and synchronise() waits for nothing any more.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -15,15 +18,12 @@
 #include <unordered_map>
 #include <vector>
 
+#include "backends/cuda/cuda_status.h"
 #include "base/thread_pool.h"
 #include "device/backend.h"
 #include "device/plugin.h"
 
 namespace dg::cuda {
-
-// Ends the process with a message: used where a failure is a bug or a broken device, never for what a user typed.
-void check(cudaError_t status, const char* what);
-#define DG_CUDA(call) ::dg::cuda::check((call), #call)
 
 enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCount };
 
@@ -42,6 +42,8 @@ struct DeviceSequences {
   int decode_count = 0;                             // sequences with decode != 0
 };
 
+class Collectives;
+
 class CudaBackend : public Backend {
  public:
   static Result<std::unique_ptr<Backend>> create(const BackendOptions& options);
@@ -52,7 +54,8 @@ class CudaBackend : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override;
   Result<std::unique_ptr<DeviceMemory>> allocate_host(size_t bytes, const char* purpose) override;
   Memory memory() const override;
-  Rates measure() override;
+  MachineLimits measure() override;
+  Result<void> status() const override;
   bool host_memory() const override { return mapped_; }
   void upload(void* to, const void* from, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
@@ -61,6 +64,7 @@ class CudaBackend : public Backend {
   bool replays() const override { return !mapped_; }
   void begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) override;
   void replay(uint64_t key, const std::function<void()>& issue) override;
+  void forget_replays() override;
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override {
     pool_.parallel_for(n, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; i++) fn(i, worker);
@@ -80,6 +84,7 @@ class CudaBackend : public Backend {
   void moe_experts(const MoeExperts& op) override;
   // rows.cpp
   void rms_norm(const RmsNorm& op) override;
+  void all_reduce(const AllReduce& op) override;
   void add_rms_norm(const AddRmsNorm& op) override;
   void rope(const Rope& op) override;
   void head_norm_rope(const HeadNormRope& op) override;
@@ -95,6 +100,10 @@ class CudaBackend : public Backend {
 
  private:
   CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties);
+  static Result<std::unique_ptr<Backend>> create_alone(const BackendOptions& options);  // without meeting the other ranks
+  // Until `query` says something else than cudaErrorNotReady. After the limit of a step, or when another rank failed and this one does not
+  // end, the device counts as failed.
+  void wait_for(const char* what, const std::function<cudaError_t()>& query);
   // A block of at least `bytes`, 256-byte aligned; its content is that of the last use.
   void* workspace(Workspace which, size_t bytes);
   // The sequences of an op on the device: uploaded when they differ from those of the op before.
@@ -106,6 +115,9 @@ class CudaBackend : public Backend {
   void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, int64_t first, int64_t last);
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
+  // add_rms_norm with partial sums in one kernel; false: not for this shape, the same on all ranks.
+  bool reduce_norm(const AddRmsNorm& op);
+
   struct Products;  // cuBLASLt handle and chosen algorithms: product.cpp
   struct Staging;   // pinned ring for upload(): cuda_memory.cpp
 
@@ -113,7 +125,7 @@ class CudaBackend : public Backend {
   const bool mapped_;
   const cudaDeviceProp properties_;
   ThreadPool pool_;
-  cudaStream_t stream_ = nullptr;
+  const Stream stream_;
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;
@@ -121,6 +133,10 @@ class CudaBackend : public Backend {
   Block workspaces_[static_cast<size_t>(Workspace::kCount)];
   std::shared_ptr<Products> products_;
   std::unique_ptr<Staging> staging_;
+  RankGroup* const group_;
+  const int rank_;
+  std::unique_ptr<Collectives> collectives_;   // with a group of several
+  mutable std::atomic<bool> reported_{false};  // status() told of the failure
   DeviceSequences sequences_;
   // Between begin_step() and the end of replay(): attention takes sequences_ as they are, with the bound of the contexts
   // as longest_kv.

@@ -1,7 +1,6 @@
 // What this GPU can do: sustained reads and bf16 products, measured as benchmarks are (events, medians, random data larger than L2).
 #include <cublasLt.h>
 
-#include <algorithm>
 #include <functional>
 #include <vector>
 
@@ -11,11 +10,11 @@
 namespace dg::cuda {
 namespace {
 
-double median_seconds(cudaStream_t stream, int repeats, const std::function<void()>& work) {
+std::vector<double> seconds_of(cudaStream_t stream, int repeats, const std::function<void()>& work) {
   cudaEvent_t begin, end;
   DG_CUDA(cudaEventCreate(&begin));
   DG_CUDA(cudaEventCreate(&end));
-  std::vector<float> ms;
+  std::vector<double> seconds;
   for (int i = 0; i < repeats + 2; i++) {
     DG_CUDA(cudaEventRecord(begin, stream));
     work();
@@ -23,27 +22,31 @@ double median_seconds(cudaStream_t stream, int repeats, const std::function<void
     DG_CUDA(cudaEventSynchronize(end));
     float t = 0;
     DG_CUDA(cudaEventElapsedTime(&t, begin, end));
-    if (i >= 2) ms.push_back(t);
+    if (i >= 2) seconds.push_back(t * 1e-3);
   }
   DG_CUDA(cudaEventDestroy(begin));
   DG_CUDA(cudaEventDestroy(end));
-  std::nth_element(ms.begin(), ms.begin() + repeats / 2, ms.end());
-  return static_cast<double>(ms[static_cast<size_t>(repeats / 2)]) * 1e-3;
+  return seconds;
+}
+
+Measured rate_of(double amount, std::vector<double> seconds) {
+  for (double& s : seconds) s = s > 0 ? amount / s : 0;
+  return measured(std::move(seconds));
 }
 
 }  // namespace
 
-Backend::Rates CudaBackend::measure() {
+MachineLimits CudaBackend::measure() {
   constexpr size_t kBytes = size_t{4} << 30, kSide = 8192;
-  Rates rates;
+  MachineLimits limits{.cpu = properties_.name, .topology = description(), .threads = multiprocessors()};
   void* data = nullptr;
   if (mapped_ || cudaMalloc(&data, kBytes) != cudaSuccess) {
     cudaGetLastError();
-    return rates;
+    return limits;
   }
   launch_random_bf16(data, kBytes / 2, 1, stream_);
   auto* sink = static_cast<uint32_t*>(workspace(Workspace::kProduct, 1 << 20));
-  rates.read_bytes_per_s = kBytes / median_seconds(stream_, 9, [&] { launch_read(data, kBytes, sink, stream_); });
+  limits.read.push_back({multiprocessors(), rate_of(kBytes, seconds_of(stream_, 9, [&] { launch_read(data, kBytes, sink, stream_); }))});
 
   cublasLtHandle_t handle = nullptr;
   cublasLtMatmulDesc_t product = nullptr;
@@ -59,18 +62,21 @@ Backend::Rates CudaBackend::measure() {
       cublasLtMatrixLayoutCreate(&out, CUDA_R_16BF, kSide, kSide, kSide) == CUBLAS_STATUS_SUCCESS;
   if (works) {
     void* c = at + (size_t{1} << 30);
-    const double seconds = median_seconds(stream_, 9, [&] {
+    const std::vector<double> seconds = seconds_of(stream_, 9, [&] {
       works = works && cublasLtMatmul(handle, product, &one, at, layout, at + (size_t{512} << 20), layout, &zero, c, out, c, out, nullptr,
                                       nullptr, 0, stream_) == CUBLAS_STATUS_SUCCESS;
     });
-    if (works) rates.bf16_flops_per_s = 2.0 * kSide * kSide * kSide / seconds;
+    const Measured peak = rate_of(2.0 * kSide * kSide * kSide, seconds);
+    // All codes are multiplied as bf16.
+    for (MathType type : {MathType::kBf16, MathType::kInt8})
+      if (works) limits.peaks.push_back({.isa = "cuda", .instruction = "cublasLtMatmul, bf16", .type = type, .one = {}, .all = peak});
   }
   if (out) cublasLtMatrixLayoutDestroy(out);
   if (layout) cublasLtMatrixLayoutDestroy(layout);
   if (product) cublasLtMatmulDescDestroy(product);
   if (handle) cublasLtDestroy(handle);
   DG_CUDA(cudaFree(data));
-  return rates;
+  return limits;
 }
 
 }  // namespace dg::cuda

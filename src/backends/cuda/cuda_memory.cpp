@@ -13,7 +13,7 @@ struct GpuMemory : DeviceMemory {
     data_ = data, bytes_ = bytes;
   }
   ~GpuMemory() override {
-    cudaFree(data_);
+    if (!any_device_failed()) cudaFree(data_);
     ++*freed;
   }
   std::shared_ptr<std::atomic<uint64_t>> freed;
@@ -21,7 +21,9 @@ struct GpuMemory : DeviceMemory {
 
 struct PinnedMemory : DeviceMemory {
   PinnedMemory(void* data, size_t bytes) { data_ = data, bytes_ = bytes; }
-  ~PinnedMemory() override { cudaFreeHost(data_); }
+  ~PinnedMemory() override {
+    if (!any_device_failed()) cudaFreeHost(data_);
+  }
 };
 
 double gib(size_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
@@ -74,7 +76,7 @@ void CudaBackend::Staging::next(cudaStream_t stream) {
   DG_CUDA(cudaEventRecord(done[piece], stream));
   piece = (piece + 1) % kPieces;
   used = 0;
-  DG_CUDA(cudaEventSynchronize(done[piece]));  // at once the first time round
+  wait(done[piece]);  // at once the first time round
 }
 
 void CudaBackend::Staging::upload(void* to, const void* from, size_t bytes, cudaStream_t stream) {

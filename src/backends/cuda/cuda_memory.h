@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <functional>
 #include <memory>
 
 #include "backends/cuda/cuda_backend.h"
@@ -18,6 +19,7 @@ struct CudaBackend::Staging {
   static constexpr size_t kBytes = 8 << 20;
   static constexpr int kPieces = 4;
   std::unique_ptr<DeviceMemory> memory;
+  std::function<void(cudaEvent_t)> wait;
   cudaEvent_t done[kPieces] = {};
   int piece = 0;
   size_t used = 0;

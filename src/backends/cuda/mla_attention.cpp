@@ -63,6 +63,7 @@ const void* CudaBackend::latent_weight(const Weight& kv_b, bool bf16) {
         e.weight.in == kv_b.in)
       return e.decoded;
   void* decoded = nullptr;
+  use_device(device_);
   DG_CUDA(cudaMalloc(&decoded, elements * 2));
   kept.entries.push_back({kv_b, decoded});
   launch_decode_weight(kv_b, decoded, true, 0, kv_b.out, stream_);

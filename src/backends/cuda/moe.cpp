@@ -73,7 +73,7 @@ const ExpertMatrices* CudaBackend::Products::expert_table(const void* key, const
   if (table.host.size() == host.size() && std::memcmp(table.host.data(), host.data(), bytes) == 0)
     return static_cast<const ExpertMatrices*>(table.device);
   if (bytes > table.bytes) {
-    DG_CUDA(cudaStreamSynchronize(backend.stream_));
+    backend.synchronise();
     cudaFree(table.device);
     DG_CUDA(cudaMalloc(&table.device, bytes));
     table.bytes = bytes;

@@ -17,7 +17,10 @@ int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 bool aligned(const void* p, uintptr_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
 void check_blas(cublasStatus_t status, const char* what) {
-  CHECK(status == CUBLAS_STATUS_SUCCESS) << "cuBLASLt: " << cublasLtGetStatusString(status) << " in " << what;
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  int device = 0;
+  cudaGetDevice(&device);
+  fail_device(device, std::string("cuBLASLt: ") + cublasLtGetStatusString(status) + " in " + what);
 }
 #define DG_BLAS(call) check_blas((call), #call)
 
@@ -39,6 +42,7 @@ bool dense_rows(const Tensor& t) { return t.rank == 2 && t.dtype == Dtype::kF32 
 }  // namespace
 
 CudaBackend::Products::Products(CudaBackend& owner) : backend(owner) {
+  use_device(owner.device_);
   DG_BLAS(cublasLtCreate(&handle));
   DG_CUDA(cudaMalloc(&lt_workspace, kLtWorkspaceBytes));
 }

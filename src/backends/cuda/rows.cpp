@@ -96,6 +96,10 @@ void CudaBackend::rms_norm(const RmsNorm& op) {
 }
 
 void CudaBackend::add_rms_norm(const AddRmsNorm& op) {
+  if (op.partial && collectives_) {
+    if (reduce_norm(op)) return;
+    all_reduce({op.delta});
+  }
   const int64_t rows = op.residual.rows(), dim = op.residual.cols();
   check_rows(op.residual, rows, dim), check_rows(op.delta, rows, dim), check_rows(op.out, rows, dim);
   check_vector(op.weight, dim, Dtype::kF32);

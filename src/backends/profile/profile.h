@@ -46,7 +46,8 @@ class ProfileBackend : public Backend {
     return inner_->allocate_host(bytes, purpose);
   }
   Memory memory() const override { return inner_->memory(); }
-  Rates measure() override { return inner_->measure(); }
+  MachineLimits measure() override { return inner_->measure(); }
+  Result<void> status() const override { return inner_->status(); }
   bool host_memory() const override { return inner_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { inner_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { inner_->download(to, from, bytes); }
