@@ -4,6 +4,7 @@
 //
 //   bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention]
 //   bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]      see perf.cpp
+//   bench_ops products [--backend cuda] [--rounds N] [--filter TEXT]                                             see products.cpp
 #include "bench_ops.h"
 
 #include <fmt/core.h>
@@ -78,6 +79,7 @@ int run_bench(const Options& options) {
 std::string parse(int argc, char** argv, Options& options) {
   int i = 1;
   if (argc > 1 && std::string_view(argv[1]) == "perf") options.perf = true, options.rounds = 5, i++;
+  if (argc > 1 && std::string_view(argv[1]) == "products") options.products = true, options.rounds = 3, i++;
   for (; i < argc; i++) {
     const std::string name = argv[i];
     if (options.perf && name == "--update") {
@@ -87,7 +89,8 @@ std::string parse(int argc, char** argv, Options& options) {
     std::string* text = name == "--isa"                        ? &options.isa
                         : name == "--format" && !options.perf  ? &options.format
                         : name == "--op" && !options.perf             ? &options.op
-                        : name == "--filter" && options.perf   ? &options.filter
+                        : name == "--filter" && (options.perf || options.products) ? &options.filter
+                        : name == "--backend" && options.products ? &options.backend
                         : name == "--baseline" && options.perf ? &options.baseline
                                                                : nullptr;
     int* number = name == "--rounds" ? &options.rounds : name == "--threads" && !options.perf ? &options.threads : nullptr;
@@ -111,9 +114,11 @@ int main(int argc, char** argv) {
   if (!wrong.empty()) {
     fmt::print(stderr,
                "bench_ops: {}; usage: bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention], or "
-               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]\n",
+               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update], or "
+               "bench_ops products [--backend NAME] [--rounds N] [--filter TEXT]\n",
                wrong);
     return 2;
   }
+  if (options.products) return dg::bench_ops::run_products(options);
   return options.perf ? dg::bench_ops::run_perf(options) : dg::bench_ops::run_bench(options);
 }

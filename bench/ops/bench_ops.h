@@ -12,9 +12,9 @@
 namespace dg::bench_ops {
 
 struct Options {
-  std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json";
+  std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json", backend = "cuda";
   int threads = 0, rounds = 7;
-  bool perf = false, update = false;
+  bool perf = false, update = false, products = false;
 };
 
 // Ends the process with the message when there is no memory: a benchmark cannot go on.
@@ -60,5 +60,8 @@ void bench_attention(Backend& backend, const Options& options, const Roofline& l
 // Every op x format x instruction set at a few serving shapes, as a ratio to loops run in between. Exit code: 1 when one is more than
 // 15 % slower than the baseline says.
 int run_perf(const Options& options);
+
+// Products of decode steps on an accelerator: products.cpp.
+int run_products(const Options& options);
 
 }  // namespace dg::bench_ops

@@ -19,9 +19,12 @@ constexpr double kLatency = 1000;     // clocks from a load to its data, memory 
 constexpr double kChunk = 350;        // clocks of a warp for a chunk: shared memory and mma one behind the other
 constexpr double kXLatency = 400;     // more for x, from L2 or L1
 constexpr double kSecondPass = 3000;  // clocks of a kernel that does little
-constexpr double kStreamChunk = 300;  // clocks of a warp of stream_kernel for a chunk
+constexpr double kStreamChunk = 150;  // clocks of a warp of stream_kernel for a chunk, beside 2.5 for an instruction
 constexpr double kLastSum = 2000;     // clocks of the last CTA's sum: fence, counter, loads
 constexpr double kReduction = 150;    // clocks of the sum over the parts within a CTA
+
+// Instructions of a warp for a chunk of a weight.
+double chunk_issue(WeightKind kind) { return chunk_groups(kind) == 4 ? 190 : chunk_groups(kind) == 2 ? 110 : 50; }
 
 double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, int splits, int multiprocessors) {
   const int weights = p.glu ? 2 : 1, parts_in_cta = kProductWarps / row_tiles, resident = p.tiles_n >= 4 ? 1 : 2;
@@ -36,7 +39,7 @@ double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, i
   const double l2 = per_sm * (weight_bytes + x_bytes) / kL2Rate;
   // x comes from L2 for every chunk. 4 bits: instructions of a chunk and weight fill the issue slots of a multiprocessor.
   const double chunk_time = std::max(kChunk + kXLatency, kLatency / ahead);
-  const double issue = chunk_groups(p.kind) == 4 ? static_cast<double>(kProductWarps * weights * per_warp) * 190 / 4 * 1.2 : 0;
+  const double issue = chunk_groups(p.kind) == 4 ? static_cast<double>(kProductWarps * weights * per_warp) * chunk_issue(p.kind) / 4 * 1.2 : 0;
   const double latency = std::max(waves * (kLatency + static_cast<double>(per_warp) * chunk_time), per_sm * issue);
   double total = std::max({memory, l2, latency}) + kLatency;
   if (parts_in_cta > 1) total += kReduction * parts_in_cta * p.tiles_n;
@@ -52,9 +55,9 @@ double stream_clocks(const ProductProblem& p, const WeightGeometry& g, int per_m
   const double chunks = static_cast<double>(g.tiles * g.chunks * weights) / (ctas * kProductWarps);  // of a warp
   const double bytes = chunks * kProductWarps * per_multiprocessor * block_bytes(p.kind);
   const double x_bytes = static_cast<double>(p.rows * p.in) * 4 / slices * per_multiprocessor;
-  // Instructions of a chunk and weight: 4 bits need most of the issue slots, and more warps to fill them.
-  const double issue = chunk_groups(p.kind) == 4 ? 190 : chunk_groups(p.kind) == 2 ? 110 : 50;
-  const double compute = chunks * std::max(kStreamChunk * weights / 1.5, issue * kProductWarps * per_multiprocessor / 4 * 1.2);
+  // A warp alone, and the issue slots that all warps share.
+  const double issue = chunk_issue(p.kind), alone = (kStreamChunk + issue * 2.5) * (p.glu ? 0.75 : 1);
+  const double compute = chunks * std::max(alone, issue * kProductWarps * per_multiprocessor / 4 * 1.2);
   double total = std::max(bytes / kMemoryRate, compute) + kLatency + std::max(0.0, x_bytes / kL2Rate - kLatency);
   if (slices > 1 || static_cast<double>(g.tiles) < 8 * ctas) total += kLastSum;
   return total;
