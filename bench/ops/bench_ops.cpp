@@ -23,8 +23,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
-                     100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
+                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -71,7 +71,8 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
+    bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
@@ -86,13 +87,13 @@ std::string parse(int argc, char** argv, Options& options) {
       options.update = true;
       continue;
     }
-    std::string* text = name == "--isa"                        ? &options.isa
-                        : name == "--format" && !options.perf  ? &options.format
-                        : name == "--op" && !options.perf             ? &options.op
+    std::string* text = name == "--isa"                                            ? &options.isa
+                        : name == "--format" && !options.perf                      ? &options.format
+                        : name == "--op" && !options.perf                          ? &options.op
                         : name == "--filter" && (options.perf || options.products) ? &options.filter
-                        : name == "--backend" && options.products ? &options.backend
-                        : name == "--baseline" && options.perf ? &options.baseline
-                                                               : nullptr;
+                        : name == "--backend" && options.products                  ? &options.backend
+                        : name == "--baseline" && options.perf                     ? &options.baseline
+                                                                                   : nullptr;
     int* number = name == "--rounds" ? &options.rounds : name == "--threads" && !options.perf ? &options.threads : nullptr;
     if (!text && !number) return "unknown option " + name;
     if (++i == argc) return name + ": expected a value, found the end of the command line";

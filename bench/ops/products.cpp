@@ -56,7 +56,8 @@ struct Matrix {
     std::mt19937 random(7);
     std::vector<float> source(static_cast<size_t>(rows * in));
     for (float& v : source) v = static_cast<float>(static_cast<int>(random() % 2001) - 1000) * 1e-4f;
-    std::vector<std::byte> data(static_cast<size_t>(format.data_bytes(rows, in))), scales(static_cast<size_t>(format.scale_bytes(rows, in)));
+    std::vector<std::byte> data(static_cast<size_t>(format.data_bytes(rows, in))),
+        scales(static_cast<size_t>(format.scale_bytes(rows, in)));
     format.encode(source.data(), rows, in, data.data(), scales.data());
     storage = allocate_or_exit(backend, static_cast<size_t>(prepared > 0 ? prepared : format.data_bytes(out, in)), "a weight");
     auto* to = static_cast<std::byte*>(storage->data());
@@ -145,13 +146,14 @@ class ProductBench {
         for (int64_t i = 0; i < calls; i++) {
           const auto at = static_cast<size_t>(i);
           if (c.experts > 0) {
-            backend.moe_experts({.out = y,
-                                 .x = x,
-                                 .ids = Tensor::of(static_cast<int32_t*>(ids->data()) + i * rows * c.top_k, Dtype::kI32, {rows, c.top_k}),
-                                 .weights = Tensor::of(static_cast<float*>(routing->data()) + i * rows * c.top_k, Dtype::kF32, {rows, c.top_k}),
-                                 .experts = experts,
-                                 .first = 0,
-                                 .scratch = &scratch_});
+            backend.moe_experts(
+                {.out = y,
+                 .x = x,
+                 .ids = Tensor::of(static_cast<int32_t*>(ids->data()) + i * rows * c.top_k, Dtype::kI32, {rows, c.top_k}),
+                 .weights = Tensor::of(static_cast<float*>(routing->data()) + i * rows * c.top_k, Dtype::kF32, {rows, c.top_k}),
+                 .experts = experts,
+                 .first = 0,
+                 .scratch = &scratch_});
           } else if (c.glu) {
             backend.linear_glu({.out = y, .x = x, .gate = weights[2 * at].weight, .up = weights[2 * at + 1].weight, .scratch = &scratch_});
           } else {
@@ -176,8 +178,8 @@ class ProductBench {
         fmt::print(
             "{{\"model\": \"{}\", \"product\": \"{}\", \"format\": \"{}\", \"out\": {}, \"in\": {}, \"rows\": {}, \"choice\": \"{}\", "
             "\"us\": {:.2f}, \"bytes\": {:.0f}, \"gb_per_s\": {:.0f}, \"percent_of_read\": {:.1f}}}\n",
-            c.model, c.name, c.format, c.out, c.in, rows, *choice ? choice : "model", times.wall_s * 1e6, bytes, bytes / times.wall_s * 1e-9,
-            read_rate_ > 0 ? 100 * bytes / times.wall_s / read_rate_ : 0);
+            c.model, c.name, c.format, c.out, c.in, rows, *choice ? choice : "model", times.wall_s * 1e6, bytes,
+            bytes / times.wall_s * 1e-9, read_rate_ > 0 ? 100 * bytes / times.wall_s / read_rate_ : 0);
         std::fflush(stdout);
       }
     }
@@ -210,7 +212,8 @@ int run_products(const Options& options) {
   fmt::print(stderr, "{}, read {:.2f} TB/s\n", (*backend)->description(), read_rate * 1e-12);
   ProductBench bench(**backend, options, read_rate);
   for (const Case& c : kCases)
-    if (options.filter.empty() || fmt::format("{} {} {}", c.model, c.name, c.format).find(options.filter) != std::string::npos) bench.run(c);
+    if (options.filter.empty() || fmt::format("{} {} {}", c.model, c.name, c.format).find(options.filter) != std::string::npos)
+      bench.run(c);
   return 0;
 }
 

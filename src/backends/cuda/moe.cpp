@@ -116,8 +116,9 @@ bool CudaBackend::Products::stream_pairs(const MoeExperts& op, const ExpertMatri
   StreamArgs first = args, second = args;
   if (!share(first, up, 2, pairs * up.tiles, up.chunks) || !share(second, down, 1, tokens * down.tiles, top_k * down.chunks)) return false;
   void* hidden = backend.workspace(Workspace::kExperts, static_cast<size_t>(pairs * ld) * 2);
-  auto* partial = static_cast<float4*>(backend.workspace(
-      Workspace::kProduct, std::max(stream_partial_bytes(first.line_tiles, first.ctas, 1, 2), stream_partial_bytes(second.line_tiles, second.ctas, 1, 1))));
+  auto* partial =
+      static_cast<float4*>(backend.workspace(Workspace::kProduct, std::max(stream_partial_bytes(first.line_tiles, first.ctas, 1, 2),
+                                                                           stream_partial_bytes(second.line_tiles, second.ctas, 1, 1))));
   first.partial = second.partial = partial;
   first.x = op.x.data, first.ldx = op.x.stride[0];
   first.to = hidden, first.ld_to = ld;

@@ -115,8 +115,8 @@ bool CudaBackend::Products::streamed(const Tensor& out, const Tensor& x, const i
   args.x_rows = args.tokens, args.x_pitch = static_cast<int32_t>(stream_x_pitch(int64_t{args.tile_chunks} * chunk_columns(g.kind)));
   args.to = out.data, args.ld_to = out.stride[0];
   args.bias = bias;
-  args.partial = static_cast<float4*>(
-      backend.workspace(Workspace::kProduct, stream_partial_bytes(args.line_tiles, args.ctas, how.splits, count)));
+  args.partial =
+      static_cast<float4*>(backend.workspace(Workspace::kProduct, stream_partial_bytes(args.line_tiles, args.ctas, how.splits, count)));
   args.counters = counters;
   args.early = early;
   launch_stream({.kind = g.kind, .use = StreamUse::kMatrix, .weights = count, .slices = how.splits}, args, backend.stream_);

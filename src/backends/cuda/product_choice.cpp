@@ -39,7 +39,8 @@ double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, i
   const double l2 = per_sm * (weight_bytes + x_bytes) / kL2Rate;
   // x comes from L2 for every chunk. 4 bits: instructions of a chunk and weight fill the issue slots of a multiprocessor.
   const double chunk_time = std::max(kChunk + kXLatency, kLatency / ahead);
-  const double issue = chunk_groups(p.kind) == 4 ? static_cast<double>(kProductWarps * weights * per_warp) * chunk_issue(p.kind) / 4 * 1.2 : 0;
+  const double issue =
+      chunk_groups(p.kind) == 4 ? static_cast<double>(kProductWarps * weights * per_warp) * chunk_issue(p.kind) / 4 * 1.2 : 0;
   const double latency = std::max(waves * (kLatency + static_cast<double>(per_warp) * chunk_time), per_sm * issue);
   double total = std::max({memory, l2, latency}) + kLatency;
   if (parts_in_cta > 1) total += kReduction * parts_in_cta * p.tiles_n;
@@ -71,8 +72,10 @@ ProductChoice choose_stream(const ProductProblem& p, const WeightGeometry& g, in
   for (int per : {1, 2}) {
     for (int slices : {1, 2, 3, 4, 6, 11}) {
       if ((forced_ctas > 0 && per != forced_ctas) || (forced_slices > 0 && slices != forced_slices) || slices > g.chunks) continue;
-      const int64_t columns = ceil_div(g.chunks, slices) * chunk_columns(p.kind), ctas = static_cast<int64_t>(multiprocessors) * per / slices;
-      if (fixed + p.rows * stream_x_pitch(columns) > (per == 1 ? kStreamMostShared - 2048 : kStreamMostShared / 2 - 2048) || ctas < 1) continue;
+      const int64_t columns = ceil_div(g.chunks, slices) * chunk_columns(p.kind),
+                    ctas = static_cast<int64_t>(multiprocessors) * per / slices;
+      if (fixed + p.rows * stream_x_pitch(columns) > (per == 1 ? kStreamMostShared - 2048 : kStreamMostShared / 2 - 2048) || ctas < 1)
+        continue;
       const double time = stream_clocks(p, g, per, slices, multiprocessors);
       if (best.stream_ctas == 0 || time < best.clocks) best = {0, slices, per, time};
     }
@@ -83,8 +86,9 @@ ProductChoice choose_stream(const ProductProblem& p, const WeightGeometry& g, in
 }  // namespace
 
 std::string to_string(const ProductProblem& p, const ProductChoice& c) {
-  const std::string how = c.stream_ctas > 0 ? fmt::format("streamed by {} CTAs per multiprocessor, {} parts", c.stream_ctas, c.splits)
-                                            : fmt::format("{} tiles per CTA, {} parts", c.row_tiles, kProductWarps / c.row_tiles * c.splits);
+  const std::string how = c.stream_ctas > 0
+                              ? fmt::format("streamed by {} CTAs per multiprocessor, {} parts", c.stream_ctas, c.splits)
+                              : fmt::format("{} tiles per CTA, {} parts", c.row_tiles, kProductWarps / c.row_tiles * c.splits);
   return fmt::format("{} {} {} x {}, {} rows: {}, {:.0f} clocks expected", p.glu ? "glu" : "linear", weight_kind_name(p.kind), p.out, p.in,
                      p.tiles_n == 1 ? p.rows : p.tiles_n * 8, how, c.clocks);
 }

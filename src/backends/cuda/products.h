@@ -27,7 +27,7 @@ struct ProductWeight {
 struct ProductProblem {
   WeightKind kind;
   bool glu;
-  int tiles_n;  // of 8 rows of x
+  int tiles_n;   // of 8 rows of x
   int64_t rows;  // of x, exactly, where tiles_n is 1
   int64_t out, in;
 
@@ -36,7 +36,7 @@ struct ProductProblem {
 struct ProductChoice {
   int row_tiles, splits;
   int stream_ctas;  // of stream_kernel on a multiprocessor; 0: product_kernel
-  double clocks;  // by the model of product_choice.cpp
+  double clocks;    // by the model of product_choice.cpp
 };
 std::string to_string(const ProductProblem& problem, const ProductChoice& choice);
 ProductChoice choose_product(const ProductProblem& problem, int multiprocessors);

@@ -53,7 +53,8 @@ __global__ void __launch_bounds__(kThreads) f32_kernel(const Args a) {
       const int64_t k = (i * kThreads + threadIdx.x) * 4;
       if (k < a.in) add(k, held[i]);
     }
-    for (int64_t k = (kHeld * kThreads + threadIdx.x) * 4; k < a.in; k += kThreads * 4) add(k, __ldg(reinterpret_cast<const float4*>(w + k)));
+    for (int64_t k = (kHeld * kThreads + threadIdx.x) * 4; k < a.in; k += kThreads * 4)
+      add(k, __ldg(reinterpret_cast<const float4*>(w + k)));
   } else {
     for (int64_t k = threadIdx.x; k < a.in; k += kThreads) {
       const float v = w[k];

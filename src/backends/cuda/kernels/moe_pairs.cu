@@ -168,7 +168,9 @@ __global__ void __launch_bounds__(256) pair_f32_kernel(const PairF32Args a) {
 
 }  // namespace
 
-void launch_sort_pairs(const SortArgs& args, cudaStream_t stream) { launch_dependent(sort_kernel, dim3(1), dim3(kSortThreads), 0, stream, args); }
+void launch_sort_pairs(const SortArgs& args, cudaStream_t stream) {
+  launch_dependent(sort_kernel, dim3(1), dim3(kSortThreads), 0, stream, args);
+}
 
 void launch_combine(float* out, int64_t ld_out, const float* weights, int64_t ld_weights, const int32_t* pair_of, int32_t top_k,
                     const float* y, int64_t ld_y, int64_t tokens, int64_t dim, cudaStream_t stream) {

@@ -138,6 +138,8 @@ __global__ void __launch_bounds__(kThreads) route_kernel(const RouteArgs a) {
 
 }  // namespace
 
-void launch_route(const RouteArgs& args, cudaStream_t stream) { launch_dependent(route_kernel, dim3(args.tokens), dim3(kThreads), 0, stream, args); }
+void launch_route(const RouteArgs& args, cudaStream_t stream) {
+  launch_dependent(route_kernel, dim3(args.tokens), dim3(kThreads), 0, stream, args);
+}
 
 }  // namespace dg::cuda

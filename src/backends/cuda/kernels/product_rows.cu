@@ -97,7 +97,8 @@ void launch_finish_product(const ProductArgs& a, bool glu, int splits, cudaStrea
 
 void launch_silu_mul(float* out, int64_t ld_out, const float* gate, int64_t ld_gate, const float* up, int64_t ld_up, int64_t rows,
                      int64_t columns, cudaStream_t stream) {
-  launch_dependent(silu_mul_kernel, dim3(blocks_for(rows * columns)), dim3(256), 0, stream, out, ld_out, gate, ld_gate, up, ld_up, rows, columns);
+  launch_dependent(silu_mul_kernel, dim3(blocks_for(rows * columns)), dim3(256), 0, stream, out, ld_out, gate, ld_gate, up, ld_up, rows,
+                   columns);
 }
 
 void launch_add_bias(float* out, int64_t ld, const float* bias, int64_t rows, int64_t columns, cudaStream_t stream) {

@@ -109,8 +109,7 @@ struct StreamSource {
     if constexpr (kUse == StreamUse::kMatrix) {
       // Behind the end of the line nothing is copied, and the last tile's addresses are as good as any.
 #pragma unroll
-      for (int m = 0; m < kWeights; m++)
-        tiles[m].set(a.data[m], a.aux[m], min(tile, a.tiles - 1), a.tile_bytes, a.out, a.chunks, lane);
+      for (int m = 0; m < kWeights; m++) tiles[m].set(a.data[m], a.aux[m], min(tile, a.tiles - 1), a.tile_bytes, a.out, a.chunks, lane);
     } else {
       if (tile >= a.line_tiles) return;
       const int pair = kUse == StreamUse::kPairUp ? tile / a.tiles : tile / a.tiles * a.top_k + chunk / a.chunks;
@@ -170,7 +169,8 @@ __device__ __forceinline__ void stream_output(const StreamArgs& a, const PairTab
     } else if constexpr (kUse == StreamUse::kPairUp) {
       const int pair = line_tile / a.tiles;
       if (column == 0)
-        static_cast<__nv_bfloat16*>(a.to)[pair * a.ld_to + row] = __float2bfloat16_rn(silu(v) * acc[kWeights - 1][0][i] * pairs.weight[pair]);
+        static_cast<__nv_bfloat16*>(a.to)[pair * a.ld_to + row] =
+            __float2bfloat16_rn(silu(v) * acc[kWeights - 1][0][i] * pairs.weight[pair]);
     } else {
       if (column == 0) static_cast<float*>(a.to)[line_tile / a.tiles * a.ld_to + row] += v;
     }
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_kernel(const StreamA
   for (int place = begin; place < end;) {
     const int stop = min(a.tile_chunks, chunk + end - place), first_chunk = chunk;  // of this tile
     place += stop - chunk;
-    const int x_row = kUse == StreamUse::kMatrix ? min(lane / 4, a.tokens - 1)
+    const int x_row = kUse == StreamUse::kMatrix   ? min(lane / 4, a.tokens - 1)
                       : kUse == StreamUse::kPairUp ? tile / a.tiles / a.top_k
                                                    : tile / a.tiles - first_row;
     const uint8_t* const x = x_shared + x_row * a.x_pitch + lane % 4 * 16;
@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_kernel(const StreamA
       Chunk<kKind> now[kWeights];
 #pragma unroll
       for (int m = 0; m < kWeights; m++) read_chunk(now[m], from + m * kPart, lane);
-      multiply_chunk<kKind, 1, kWeights>(now, acc, [&](int, int group, uint32_t (&b)[4]) {
+      multiply_chunk<kKind, 1, kWeights>(now, acc, [&](int, int group, uint32_t(&b)[4]) {
         const uint4 v = *reinterpret_cast<const uint4*>(x + (chunk * chunk_columns(kKind) + group * 32) * 2);
         b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
       });
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_kernel(const StreamA
   for (int which = 0; which < 2; which++) {
     const int at = which == 0 ? begin / a.tile_chunks : (end - 1) / a.tile_chunks;
     const int tile_begin = at * a.tile_chunks, tile_end = tile_begin + a.tile_chunks;
-    if (which == 1 && tile_begin <= begin) continue;       // the same tile
+    if (which == 1 && tile_begin <= begin) continue;        // the same tile
     if (begin > tile_begin && begin > cta_begin) continue;  // another warp's
     if (begin <= tile_begin && end >= tile_end) continue;   // finished already
     clear_sums(acc);
@@ -365,6 +365,6 @@ size_t stream_shared_bytes_kind(int weights) {
 
 }  // namespace dg::cuda
 
-#define DG_STREAM_KIND(kind)                                                                                                     \
+#define DG_STREAM_KIND(kind)                                                                                                       \
   template void ::dg::cuda::launch_stream_kind<::dg::cuda::WeightKind::kind>(const StreamShape&, const StreamArgs&, cudaStream_t); \
   template size_t dg::cuda::stream_shared_bytes_kind<::dg::cuda::WeightKind::kind>(int);

@@ -77,7 +77,8 @@ struct LaneTile {
   const uint8_t* scales;
 
   // Rows beyond the matrix repeat its last row where the layout is not padded: nobody reads their results.
-  __device__ __forceinline__ void set(const uint8_t* data, const uint8_t* aux, int tile, int64_t tile_bytes, int out, int chunks, int lane) {
+  __device__ __forceinline__ void set(const uint8_t* data, const uint8_t* aux, int tile, int64_t tile_bytes, int out, int chunks,
+                                      int lane) {
     if constexpr (kKind == WeightKind::kBf16) {
       const int64_t row_bytes = tile_bytes / kTileRows;
       const int row = tile * kTileRows + lane / 4;
@@ -248,9 +249,8 @@ __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeigh
 #pragma unroll
     for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
     stage = stage + 1 == kStages ? 0 : stage + 1;
-    multiply_chunk<kKind, kN>(now, acc, [&](int n, int group, uint32_t (&b)[4]) {
-      load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + group * 32, b);
-    });
+    multiply_chunk<kKind, kN>(
+        now, acc, [&](int n, int group, uint32_t(&b)[4]) { load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + group * 32, b); });
   }
 }
 
