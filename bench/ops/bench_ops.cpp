@@ -4,6 +4,11 @@
 //
 //   bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention]
 //   bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]      see perf.cpp
+// On an accelerator (--backend NAME, default cuda), JSON lines:
+//   bench_ops products [--rounds N] [--filter TEXT]     products of decode steps: products.cpp
+//   bench_ops prefill [--rounds N] [--format NAME]      a dense product and the experts of a layer: device_products.cpp
+//   bench_ops attention [--rounds N]                    device_attention.cpp
+//   bench_ops collectives [--gpus N] [--rounds N]       collectives.cpp
 #include "bench_ops.h"
 
 #include <fmt/core.h>
@@ -22,8 +27,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
-                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
+                     100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -70,41 +75,46 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
-    bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
 // "" or what is wrong.
 std::string parse(int argc, char** argv, Options& options) {
   int i = 1;
-  if (argc > 1 && std::string_view(argv[1]) == "perf") options.perf = true, options.rounds = 5, i++;
-  if (argc > 1 && std::string_view(argv[1]) == "collectives") options.collectives = true, i++;
+  if (argc > 1 && argv[1][0] != '-') options.mode = argv[i++];
+  const std::string& mode = options.mode;
+  const bool perf = mode == "perf", device = !perf && !mode.empty();
+  if (device && mode != "products" && mode != "prefill" && mode != "attention" && mode != "collectives")
+    return "expected perf, products, prefill, attention or collectives, found " + mode;
+  if (perf) options.rounds = 5;
+  if (mode == "products" || mode == "attention") options.rounds = 3;
   for (; i < argc; i++) {
     const std::string name = argv[i];
-    if (options.perf && name == "--update") {
+    if (perf && name == "--update") {
       options.update = true;
       continue;
     }
-    std::string* text = name == "--isa"                        ? &options.isa
-                        : name == "--format" && !options.perf  ? &options.format
-                        : name == "--op" && !options.perf      ? &options.op
-                        : name == "--filter" && options.perf   ? &options.filter
-                        : name == "--baseline" && options.perf ? &options.baseline
-                                                               : nullptr;
-    int* number = name == "--rounds"                        ? &options.rounds
-                  : name == "--threads" && !options.perf    ? &options.threads
-                  : name == "--gpus" && options.collectives ? &options.gpus
-                                                            : nullptr;
+    std::string* text = name == "--isa" && !device                               ? &options.isa
+                        : name == "--format" && (mode.empty() || mode == "prefill") ? &options.format
+                        : name == "--op" && mode.empty()                         ? &options.op
+                        : name == "--filter" && (perf || mode == "products")     ? &options.filter
+                        : name == "--backend" && device                          ? &options.backend
+                        : name == "--baseline" && perf                           ? &options.baseline
+                                                                                 : nullptr;
+    int* number = name == "--rounds"                              ? &options.rounds
+                  : name == "--threads" && mode.empty()           ? &options.threads
+                  : name == "--gpus" && mode == "collectives"     ? &options.gpus
+                                                                  : nullptr;
     if (!text && !number) return "unknown option " + name;
     if (++i == argc) return name + ": expected a value, found the end of the command line";
     if (text) *text = argv[i];
     if (number) *number = std::atoi(argv[i]);
   }
   if (options.rounds < 1 || options.rounds > 1000) return "--rounds: expected 1 to 1000";
-  if (options.gpus < 2 || options.gpus > 8) return "--gpus: expected 2 to 8";
   if (!options.op.empty() && options.op != "linear" && options.op != "attention") return "--op: expected linear or attention";
   if (options.threads < 0 || options.threads > 4096) return "--threads: expected 0 to 4096";
+  if (options.gpus < 2 || options.gpus > 64) return "--gpus: expected 2 to 64";
   return "";
 }
 
@@ -112,16 +122,17 @@ std::string parse(int argc, char** argv, Options& options) {
 }  // namespace dg::bench_ops
 
 int main(int argc, char** argv) {
-  dg::bench_ops::Options options;
-  const std::string wrong = dg::bench_ops::parse(argc, argv, options);
+  using namespace dg::bench_ops;
+  Options options;
+  const std::string wrong = parse(argc, argv, options);
   if (!wrong.empty()) {
-    fmt::print(stderr,
-               "bench_ops: {}; usage: bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention], or "
-               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update], or "
-               "bench_ops collectives [--gpus N] [--rounds N]\n",
-               wrong);
+    fmt::print(stderr, "bench_ops: {}; usage: see the head of bench/ops/bench_ops.cpp\n", wrong);
     return 2;
   }
-  if (options.collectives) return dg::bench_ops::run_collectives(options);
-  return options.perf ? dg::bench_ops::run_perf(options) : dg::bench_ops::run_bench(options);
+  return options.mode == "perf"          ? run_perf(options)
+         : options.mode == "products"    ? run_products(options)
+         : options.mode == "prefill"     ? run_device(options)
+         : options.mode == "attention"   ? run_device_attention(options)
+         : options.mode == "collectives" ? run_collectives(options)
+                                         : run_bench(options);
 }

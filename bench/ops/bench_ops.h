@@ -12,10 +12,11 @@
 namespace dg::bench_ops {
 
 struct Options {
-  std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json";
+  std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json", backend = "cuda";
+  std::string mode;  // "": the table; perf, products, prefill, attention, collectives
   int threads = 0, rounds = 7;
   int gpus = 2;  // of collectives
-  bool perf = false, update = false, collectives = false;
+  bool update = false;
 };
 
 // Ends the process with the message when there is no memory: a benchmark cannot go on.
@@ -62,7 +63,11 @@ void bench_attention(Backend& backend, const Options& options, const Roofline& l
 // 15 % slower than the baseline says.
 int run_perf(const Options& options);
 
-// Sums over --gpus GPUs, by the CUDA backend.
+// On an accelerator. Products of decode steps, by kernel; a dense product and the experts of a layer by the number of rows;
+// attention; sums over --gpus GPUs.
+int run_products(const Options& options);
+int run_device(const Options& options);
+int run_device_attention(const Options& options);
 int run_collectives(const Options& options);
 
 }  // namespace dg::bench_ops

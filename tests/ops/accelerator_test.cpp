@@ -49,6 +49,32 @@ TEST_P(AcceleratorTest, Linear) {
   }
 }
 
+// Long rows of a few tiles: many CTAs share a tile, and must add up the same way every time and leave nothing behind for the next call.
+TEST_P(AcceleratorTest, FewRowsAreTheSameEveryTime) {
+  DG_TRACE_SEED();
+  Random random(44);
+  for (ResidentShape shape : {ResidentShape{9000, 40}, ResidentShape{2100, 700}}) {
+    RandomWeight w(format(), shape.out, shape.in, random);
+    Resident resident(tested(), w.weight);
+    for (int64_t tokens : {1, 3, 8}) {
+      Buffer x({tokens, shape.in}), expected({tokens, shape.out}), first({tokens, shape.out}, 3);
+      x.randomise(random);
+      reference().linear({.out = expected.view, .x = x.view, .weight = w.weight});
+      tested().linear({.out = first.view, .x = x.view, .weight = resident.weight});
+      for (int64_t o = 0; o < shape.out; o++)
+        for (int64_t t = 0; t < tokens; t++)
+          ASSERT_NEAR(first.at(t, o), expected.at(t, o), tolerance(shape.in, w.row_norm(o), x.row_norm(t)) + 1e-6)
+              << "in " << shape.in << " tokens " << tokens << " at " << t << ", " << o;
+      for (int again = 0; again < 4; again++) {
+        Buffer actual({tokens, shape.out}, 3);
+        tested().linear({.out = actual.view, .x = x.view, .weight = resident.weight});
+        for (int64_t t = 0; t < tokens; t++)
+          for (int64_t o = 0; o < shape.out; o++) ASSERT_EQ(actual.at(t, o), first.at(t, o)) << shape.in << " tokens " << tokens;
+      }
+    }
+  }
+}
+
 TEST_P(AcceleratorTest, LinearGlu) {
   DG_TRACE_SEED();
   Random random(42);
@@ -93,7 +119,7 @@ TEST_P(AcceleratorTest, MoeExperts) {
     wanted.push_back({published[last - 3].weight, published[last - 2].weight, published[last - 1].weight});
     experts.push_back({resident[last - 3].weight, resident[last - 2].weight, resident[last - 1].weight});
   }
-  for (int64_t tokens : {1, 2, 7, 64, 500}) {
+  for (int64_t tokens : {1, 2, 4, 7, 64, 500}) {
     Buffer x({tokens, kDim}), before({tokens, kDim}), weights({tokens, kTopK});
     x.randomise(random), before.randomise(random), weights.randomise(random);
     std::vector<int32_t> ids;

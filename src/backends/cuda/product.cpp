@@ -1,5 +1,6 @@
 // linear, linear_glu, embed, and the layouts of weights. Three ways to multiply:
-//   few rows of x (up to few_rows_limit): product_kernel, which streams the weight in its own layout
+//   up to 8 rows of x: stream_kernel, bound by memory
+//   few rows (up to few_rows_limit): product_kernel, which streams the weight in its own layout
 //   more: the weight decoded to bf16 (unless it is) and cuBLASLt, bf16 x bf16 -> f32
 //   f32 weights: exact, by f32_product.cu or cuBLASLt in f32
 // f16 weights and the GGUF formats without a layout of their own are rounded to bf16 at load.
@@ -45,10 +46,14 @@ CudaBackend::Products::Products(CudaBackend& owner) : backend(owner) {
   use_device(owner.device_);
   DG_BLAS(cublasLtCreate(&handle));
   DG_CUDA(cudaMalloc(&lt_workspace, kLtWorkspaceBytes));
+  constexpr size_t bytes = kStreamMostTiles * sizeof(int32_t);
+  DG_CUDA(cudaMalloc(reinterpret_cast<void**>(&counters), bytes));
+  DG_CUDA(cudaMemset(counters, 0, bytes));
 }
 
 CudaBackend::Products::~Products() {
   for (auto& [key, table] : tables) cudaFree(table.device);
+  cudaFree(counters);
   cudaFree(lt_workspace);
   cublasLtDestroy(handle);
 }
@@ -85,17 +90,50 @@ CudaBackend::Products::Rows CudaBackend::Products::bf16_rows(const Tensor& x, co
   return {to, padded, false};
 }
 
-void CudaBackend::Products::few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias) {
+const ProductChoice& CudaBackend::Products::choice(const ProductProblem& problem) {
+  auto known = choices.find(problem);
+  if (known == choices.end()) {
+    known = choices.emplace(problem, choose_product(problem, backend.multiprocessors())).first;
+    log_debug(to_string(problem, known->second));
+  }
+  return known->second;
+}
+
+bool CudaBackend::Products::streamed(const Tensor& out, const Tensor& x, const int32_t* columns, const ProductWeight* weights, int count,
+                                     const float* bias, bool early) {
+  const WeightGeometry& g = weights[0].geometry;
+  if (x.rows() > kStreamMostTokens) return false;
+  const ProductChoice& how = choice({.kind = g.kind, .glu = count == 2, .tiles_n = 1, .rows = x.rows(), .out = g.out, .in = g.in});
+  if (how.stream_ctas == 0) return false;
+  StreamArgs args{};
+  for (int m = 0; m < count; m++) args.data[m] = weights[m].data, args.aux[m] = weights[m].aux();
+  args.tile_bytes = g.tile_bytes;
+  args.out = static_cast<int32_t>(g.out), args.chunks = static_cast<int32_t>(g.chunks), args.tiles = static_cast<int32_t>(g.tiles);
+  args.line_tiles = args.tiles;
+  args.tile_chunks = (args.chunks + how.splits - 1) / how.splits;
+  args.ctas = static_cast<int32_t>(
+      std::min<int64_t>(backend.multiprocessors() * how.stream_ctas / how.splits, int64_t{args.line_tiles} * args.tile_chunks));
+  args.x = x.data, args.ldx = x.stride[0];
+  args.columns = columns;
+  args.in = static_cast<int32_t>(g.in), args.tokens = static_cast<int32_t>(x.rows());
+  args.x_rows = args.tokens, args.x_pitch = static_cast<int32_t>(stream_x_pitch(int64_t{args.tile_chunks} * chunk_columns(g.kind)));
+  args.to = out.data, args.ld_to = out.stride[0];
+  args.bias = bias;
+  args.partial =
+      static_cast<float4*>(backend.workspace(Workspace::kProduct, stream_partial_bytes(args.line_tiles, args.ctas, how.splits, count)));
+  args.counters = counters;
+  args.early = early;
+  launch_stream({.kind = g.kind, .use = StreamUse::kMatrix, .weights = count, .slices = how.splits}, args, backend.stream_);
+  return true;
+}
+
+void CudaBackend::Products::few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias,
+                                     bool early) {
   const WeightGeometry& g = weights[0].geometry;
   for (int64_t first = 0; first < out.rows(); first += kProductMostTokens) {
     const int64_t tokens = std::min<int64_t>(kProductMostTokens, out.rows() - first);
-    const ProductProblem problem{.kind = g.kind, .glu = count == 2, .tiles_n = tiles_n(tokens), .out = g.out, .in = g.in};
-    auto known = choices.find(problem);
-    if (known == choices.end()) {
-      known = choices.emplace(problem, choose_product(problem, backend.multiprocessors())).first;
-      log_debug(to_string(problem, known->second));
-    }
-    const ProductChoice& choice = known->second;
+    ProductProblem problem{.kind = g.kind, .glu = count == 2, .tiles_n = tiles_n(tokens), .rows = 0, .out = g.out, .in = g.in};
+    const ProductChoice& choice = this->choice(problem);
     ProductArgs args{};
     for (int m = 0; m < count; m++) args.data[m] = weights[m].data, args.aux[m] = weights[m].aux();
     args.tile_bytes = g.tile_bytes;
@@ -106,6 +144,7 @@ void CudaBackend::Products::few_rows(const Tensor& out, const Rows& x, const Pro
     args.to = out.f32(first), args.ld_to = out.stride[0];
     args.bias = bias;
     args.row_tiles = choice.row_tiles;
+    args.early = early;
     if (choice.splits > 1)
       args.partial = static_cast<float*>(backend.workspace(
           Workspace::kProduct, static_cast<size_t>(choice.splits * count * tokens * g.tiles * kTileRows) * sizeof(float)));
@@ -180,7 +219,7 @@ void CudaBackend::Products::f32_linear(const Tensor& out, const Tensor& x, const
     }
   }
   launch_f32_product(reinterpret_cast<const float*>(from.data), w.out, w.in, w.columns, x.f32(), x.stride[0], x.rows(), out.f32(),
-                     out.stride[0], bias, backend.stream_);
+                     out.stride[0], bias, in_place(w), backend.stream_);
 }
 
 void CudaBackend::Products::linear(const Linear& op) {
@@ -198,12 +237,13 @@ void CudaBackend::Products::linear(const Linear& op) {
   const bool decoded = !in_place(w) || (!few && has_blocks(kind));
   void* space = decoded ? backend.workspace(Workspace::kWeights, static_cast<size_t>(decoded_bytes(w))) : nullptr;
   const ProductWeight from = weight(w, space, !few);
+  if (few && streamed(op.out, op.x, w.columns, &from, 1, bias, !decoded)) return;
   // The same address arithmetic as in the kernel: whole chunks, 16-byte rows.
   const int64_t padded = from.geometry.padded_in();
   if (few && tokens <= 4 && !w.columns && padded == w.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
-    return few_rows(op.out, {op.x.data, op.x.stride[0], true}, &from, 1, bias);
+    return few_rows(op.out, {op.x.data, op.x.stride[0], true}, &from, 1, bias, !decoded);
   const Rows x = bf16_rows(op.x, w.columns, padded);
-  if (few || !many_rows(op.out, x, from)) return few_rows(op.out, x, &from, 1, bias);
+  if (few || !many_rows(op.out, x, from)) return few_rows(op.out, x, &from, 1, bias, !decoded);
   if (bias) launch_add_bias(op.out.f32(), op.out.stride[0], bias, tokens, w.out, backend.stream_);
 }
 
@@ -222,10 +262,12 @@ void CudaBackend::Products::linear_glu(const LinearGlu& op) {
                       ? static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(gate_bytes + up_bytes)))
                       : nullptr;
     const ProductWeight weights[2] = {weight(op.gate, space), weight(op.up, space + gate_bytes)};
+    const bool early = !space;
+    if (streamed(op.out, op.x, nullptr, weights, 2, nullptr, early)) return;
     const int64_t padded = weights[0].geometry.padded_in();
     if (tokens <= 4 && padded == op.up.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
-      return few_rows(op.out, {op.x.data, op.x.stride[0], true}, weights, 2, nullptr);
-    return few_rows(op.out, bf16_rows(op.x, nullptr, padded), weights, 2, nullptr);
+      return few_rows(op.out, {op.x.data, op.x.stride[0], true}, weights, 2, nullptr, early);
+    return few_rows(op.out, bf16_rows(op.x, nullptr, padded), weights, 2, nullptr, early);
   }
   Arena::Scope scope(*op.scratch);
   Tensor gate = op.scratch->alloc({tokens, op.gate.out});

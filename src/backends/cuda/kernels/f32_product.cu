@@ -1,5 +1,6 @@
 // Products with f32 weights, exact to f32 rounding: a CTA makes one output column of up to 8 rows of x. For routers (256 x 7168: 7 MB, 1.5
 // us at 4.8 TB/s) and small batches; larger ones go to cuBLASLt in f32 where columns are in order.
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/product_kernels.h"
 
 namespace dg::cuda {
@@ -16,6 +17,7 @@ struct Args {
   float* to;
   int64_t ld_to;
   const float* bias;
+  bool early;  // launch.cuh: the weight is no kernel's result
 };
 
 // kVector: weight rows and rows of x at 16-byte addresses, in % 4 == 0, no columns.
@@ -28,15 +30,31 @@ __global__ void __launch_bounds__(kThreads) f32_kernel(const Args a) {
 #pragma unroll
   for (int t = 0; t < kTokens; t++) x[t] = a.x + (first + min(t, tokens - 1)) * a.ldx;
   float sum[kTokens] = {};
+  if (!kVector || !a.early) wait_for_previous();
   if constexpr (kVector) {
-    for (int64_t k = threadIdx.x * 4; k < a.in; k += kThreads * 4) {
-      const float4 v = __ldg(reinterpret_cast<const float4*>(w + k));
+    const auto add = [&](int64_t k, const float4& v) {
 #pragma unroll
       for (int t = 0; t < kTokens; t++) {
-        const float4 u = __ldg(reinterpret_cast<const float4*>(x[t] + k));
+        const float4 u = *reinterpret_cast<const float4*>(x[t] + k);
         sum[t] = fmaf(v.x, u.x, sum[t]), sum[t] = fmaf(v.y, u.y, sum[t]), sum[t] = fmaf(v.z, u.z, sum[t]), sum[t] = fmaf(v.w, u.w, sum[t]);
       }
+    };
+    // The first 8192 columns of the weight are on their way before x is there.
+    constexpr int kHeld = 8;
+    float4 held[kHeld];
+#pragma unroll
+    for (int i = 0; i < kHeld; i++) {
+      const int64_t k = (i * kThreads + threadIdx.x) * 4;
+      if (k < a.in) held[i] = __ldg(reinterpret_cast<const float4*>(w + k));
     }
+    if (a.early) wait_for_previous();
+#pragma unroll
+    for (int i = 0; i < kHeld; i++) {
+      const int64_t k = (i * kThreads + threadIdx.x) * 4;
+      if (k < a.in) add(k, held[i]);
+    }
+    for (int64_t k = (kHeld * kThreads + threadIdx.x) * 4; k < a.in; k += kThreads * 4)
+      add(k, __ldg(reinterpret_cast<const float4*>(w + k)));
   } else {
     for (int64_t k = threadIdx.x; k < a.in; k += kThreads) {
       const float v = w[k];
@@ -45,6 +63,7 @@ __global__ void __launch_bounds__(kThreads) f32_kernel(const Args a) {
       for (int t = 0; t < kTokens; t++) sum[t] = fmaf(v, x[t][c], sum[t]);
     }
   }
+  start_next();
   __shared__ float shared[kThreads / 32][kTokens];
 #pragma unroll
   for (int t = 0; t < kTokens; t++) {
@@ -67,15 +86,15 @@ void launch(const Args& a, cudaStream_t stream) {
   const bool vector = !a.columns && a.in % 4 == 0 && a.ldx % 4 == 0 && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0 &&
                       reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
   const dim3 grid(static_cast<unsigned>(a.out), static_cast<unsigned>((a.tokens + kTokens - 1) / kTokens));
-  if (vector) f32_kernel<kTokens, true><<<grid, kThreads, 0, stream>>>(a);
-  else f32_kernel<kTokens, false><<<grid, kThreads, 0, stream>>>(a);
+  if (vector) launch_dependent(f32_kernel<kTokens, true>, dim3(grid), dim3(kThreads), 0, stream, a);
+  else launch_dependent(f32_kernel<kTokens, false>, dim3(grid), dim3(kThreads), 0, stream, a);
 }
 
 }  // namespace
 
 void launch_f32_product(const float* weight, int64_t out, int64_t in, const int32_t* columns, const float* x, int64_t ldx, int64_t tokens,
-                        float* to, int64_t ld_to, const float* bias, cudaStream_t stream) {
-  const Args a{weight, out, in, columns, x, ldx, tokens, to, ld_to, bias};
+                        float* to, int64_t ld_to, const float* bias, bool early, cudaStream_t stream) {
+  const Args a{weight, out, in, columns, x, ldx, tokens, to, ld_to, bias, early};
   if (tokens == 1) launch<1>(a, stream);
   else if (tokens <= 4) launch<4>(a, stream);
   else launch<8>(a, stream);

@@ -1,6 +1,7 @@
 // Pairs (token, slot) of the mixture of experts: sorting by expert, gathering their rows, adding up their results.
 #include <algorithm>
 
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/moe_kernels.h"
 #include "backends/cuda/kernels/weight_unpack.cuh"
 
@@ -20,6 +21,8 @@ __device__ __forceinline__ int local_expert(const SortArgs& a, int pair) {
 // A counting sort in one CTA: one pass counts, one places. The order of an expert's pairs is left to chance; a pair's result does not
 // depend on it.
 __global__ void __launch_bounds__(kSortThreads) sort_kernel(const SortArgs a) {
+  wait_for_previous();
+  start_next();
   __shared__ int counts[kMostLocalExperts];
   __shared__ int2 warp_sums[32];
   const int i = threadIdx.x, pairs = a.tokens * a.top_k;
@@ -84,6 +87,8 @@ struct CombineArgs {
 
 template <bool kVector>
 __global__ void __launch_bounds__(256) combine_kernel(const CombineArgs a) {
+  wait_for_previous();
+  start_next();
   constexpr int width = kVector ? 4 : 1;
   const int64_t pieces = a.dim / width, total = a.tokens * pieces;
   for (int64_t p = blockIdx.x * 256ll + threadIdx.x; p < total; p += gridDim.x * 256ll) {
@@ -115,6 +120,8 @@ __global__ void __launch_bounds__(256) combine_kernel(const CombineArgs a) {
 }
 
 __global__ void __launch_bounds__(256) pair_rows_kernel(const PairRowsArgs a) {
+  wait_for_previous();
+  start_next();
   const int64_t pieces = a.ld / 8, total = *a.pair_count * pieces;
   for (int64_t p = blockIdx.x * 256ll + threadIdx.x; p < total; p += gridDim.x * 256ll) {
     const int64_t pair = p / pieces, k = p % pieces * 8;
@@ -130,6 +137,8 @@ __global__ void __launch_bounds__(256) pair_rows_kernel(const PairRowsArgs a) {
 
 __global__ void __launch_bounds__(256)
     pair_silu_mul_kernel(float* gate, const float* up, int64_t ld, int64_t columns, const int32_t* pair_count) {
+  wait_for_previous();
+  start_next();
   const int64_t total = *pair_count * columns;
   for (int64_t p = blockIdx.x * 256ll + threadIdx.x; p < total; p += gridDim.x * 256ll) {
     const int64_t at = p / columns * ld + p % columns;
@@ -140,6 +149,8 @@ __global__ void __launch_bounds__(256)
 
 // CTA = row of the weights; a warp per pair.
 __global__ void __launch_bounds__(256) pair_f32_kernel(const PairF32Args a) {
+  wait_for_previous();
+  start_next();
   const int64_t o = blockIdx.x;
   const int lane = threadIdx.x % 32, count = *a.pair_count;
   for (int pair = threadIdx.x / 32; pair < count; pair += 8) {
@@ -157,28 +168,30 @@ __global__ void __launch_bounds__(256) pair_f32_kernel(const PairF32Args a) {
 
 }  // namespace
 
-void launch_sort_pairs(const SortArgs& args, cudaStream_t stream) { sort_kernel<<<1, kSortThreads, 0, stream>>>(args); }
+void launch_sort_pairs(const SortArgs& args, cudaStream_t stream) {
+  launch_dependent(sort_kernel, dim3(1), dim3(kSortThreads), 0, stream, args);
+}
 
 void launch_combine(float* out, int64_t ld_out, const float* weights, int64_t ld_weights, const int32_t* pair_of, int32_t top_k,
                     const float* y, int64_t ld_y, int64_t tokens, int64_t dim, cudaStream_t stream) {
   const CombineArgs a{out, ld_out, weights, ld_weights, pair_of, top_k, y, ld_y, tokens, dim};
   const bool vector = dim % 4 == 0 && ld_out % 4 == 0 && ld_y % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0 &&
                       reinterpret_cast<uintptr_t>(y) % 16 == 0;
-  if (vector) combine_kernel<true><<<blocks_for(tokens * dim / 4), 256, 0, stream>>>(a);
-  else combine_kernel<false><<<blocks_for(tokens * dim), 256, 0, stream>>>(a);
+  if (vector) launch_dependent(combine_kernel<true>, dim3(blocks_for(tokens * dim / 4)), dim3(256), 0, stream, a);
+  else launch_dependent(combine_kernel<false>, dim3(blocks_for(tokens * dim)), dim3(256), 0, stream, a);
 }
 
 void launch_pair_rows(const PairRowsArgs& args, cudaStream_t stream) {
-  pair_rows_kernel<<<blocks_for(args.most_pairs * (args.ld / 8)), 256, 0, stream>>>(args);
+  launch_dependent(pair_rows_kernel, dim3(blocks_for(args.most_pairs * (args.ld / 8))), dim3(256), 0, stream, args);
 }
 
 void launch_pair_silu_mul(float* gate, const float* up, int64_t ld, int64_t columns, const int32_t* pair_count, int64_t most_pairs,
                           cudaStream_t stream) {
-  pair_silu_mul_kernel<<<blocks_for(most_pairs * columns), 256, 0, stream>>>(gate, up, ld, columns, pair_count);
+  launch_dependent(pair_silu_mul_kernel, dim3(blocks_for(most_pairs * columns)), dim3(256), 0, stream, gate, up, ld, columns, pair_count);
 }
 
 void launch_pair_f32(const PairF32Args& args, cudaStream_t stream) {
-  pair_f32_kernel<<<static_cast<unsigned>(args.out), 256, 0, stream>>>(args);
+  launch_dependent(pair_f32_kernel, dim3(static_cast<unsigned>(args.out)), dim3(256), 0, stream, args);
 }
 
 }  // namespace dg::cuda

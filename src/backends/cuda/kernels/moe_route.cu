@@ -2,6 +2,7 @@
 // search for the largest (lower index first among equals). A few microseconds of latency; the bytes are nothing.
 #include <cmath>
 
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/moe_kernels.h"
 
 namespace dg::cuda {
@@ -58,6 +59,8 @@ __device__ __forceinline__ Best block_best(const float* values, const bool* take
 }
 
 __global__ void __launch_bounds__(kThreads) route_kernel(const RouteArgs a) {
+  wait_for_previous();
+  start_next();
   __shared__ Shared s;
   __shared__ bool taken[kMostRouteExperts], group_kept[kMostRouteExperts];
   const int64_t t = blockIdx.x;
@@ -135,6 +138,8 @@ __global__ void __launch_bounds__(kThreads) route_kernel(const RouteArgs a) {
 
 }  // namespace
 
-void launch_route(const RouteArgs& args, cudaStream_t stream) { route_kernel<<<args.tokens, kThreads, 0, stream>>>(args); }
+void launch_route(const RouteArgs& args, cudaStream_t stream) {
+  launch_dependent(route_kernel, dim3(args.tokens), dim3(kThreads), 0, stream, args);
+}
 
 }  // namespace dg::cuda

@@ -30,14 +30,12 @@ __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_k
     uint32_t x_offset[kN];
 #pragma unroll
     for (int n = 0; n < kN; n++) x_offset[n] = static_cast<uint32_t>(min(n * 8 + lane / 4, a.tokens - 1)) * a.ldx + lane % 4 * 8;
-    if constexpr (kWeights == 2) {
-      const LaneTile<kKind> tiles[2] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane},
-                                        {a.data[1], a.aux[1], tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 2, kF32X>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
-    } else {
-      const LaneTile<kKind> tiles[1] = {{a.data[0], a.aux[0], tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 1, kF32X>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
-    }
+    LaneTile<kKind> tiles[kWeights];
+#pragma unroll
+    for (int m = 0; m < kWeights; m++) tiles[m].set(a.data[m], a.aux[m], tile, a.tile_bytes, a.out, a.chunks, lane);
+    if (!a.early) wait_for_previous();
+    accumulate<kKind, kN, kWeights, kF32X>(tiles, begin, end, a.x, x_offset, acc, ring, lane, a.early);
+    if (!a.early) start_next();
   }
   if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
@@ -77,17 +75,15 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
 #pragma unroll
     for (int n = 0; n < kN; n++) {
       const int pair = item.begin + min(n * 8 + lane / 4, item.count - 1);
-      x_offset[n] = static_cast<uint32_t>(a.row_of ? __ldg(a.row_of + pair) : pair) * a.ldx + lane % 4 * 8;
+      x_offset[n] = static_cast<uint32_t>(a.row_of ? a.row_of[pair] : pair) * a.ldx + lane % 4 * 8;
     }
-    if constexpr (kWeights == 2) {
-      const LaneTile<kKind> tiles[2] = {{expert.data[0], expert.data[0] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane},
-                                        {expert.data[1], expert.data[1] + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 2, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
-    } else {
-      const uint8_t* data = expert.data[a.matrix];
-      const LaneTile<kKind> tiles[1] = {{data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane}};
-      accumulate<kKind, kN, 1, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane);
+    LaneTile<kKind> tiles[kWeights];
+#pragma unroll
+    for (int m = 0; m < kWeights; m++) {
+      const uint8_t* data = expert.data[kWeights == 2 ? m : a.matrix];
+      tiles[m].set(data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane);
     }
+    accumulate<kKind, kN, kWeights, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane, false);
   }
   if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
@@ -107,6 +103,8 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
 
 template <WeightKind kKind, int kWeights, int kMostN>
 __global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) grouped_kernel(const GroupedArgs a) {
+  wait_for_previous();
+  start_next();
   if (static_cast<int>(blockIdx.y) >= *a.item_count) return;
   const GroupedItem item = a.items[blockIdx.y];
   if (kMostN >= 8 && item.count > 32) grouped_item<kKind, kWeights, kMostN>(a, item);
@@ -119,7 +117,7 @@ __global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) group
 template <class Kernel, class Args>
 void launch_with_rings(Kernel kernel, dim3 grid, size_t shared, const Args& args, cudaStream_t stream) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  kernel<<<grid, kProductWarps * 32, shared, stream>>>(args);
+  launch_dependent(kernel, grid, dim3(kProductWarps * 32), shared, stream, args);
 }
 
 [[noreturn]] inline void no_kernel(const char* what, int n) {

@@ -27,6 +27,7 @@ struct ProductArgs {
   const float* bias;  // or null
   float* partial;     // (splits, weights, tokens, tiles * 16) when splits > 1
   int32_t row_tiles;  // 1, 2, 4, 8
+  bool early;         // the weights are there before the kernels issued earlier are done (launch.cuh)
 };
 struct ProductShape {
   WeightKind kind;
@@ -86,8 +87,9 @@ void launch_add_bias(float* out, int64_t ld, const float* bias, int64_t rows, in
 // to (rows, in) = x (rows, columns[k]), f32.
 void launch_gather_columns(const float* x, int64_t ldx, int64_t rows, int64_t in, const int32_t* columns, float* to, cudaStream_t stream);
 
-// f32_product.cu: exact, by f32 FMA. `weight` (out, in), 4-byte aligned; column k multiplies x[columns[k]] where given.
+// f32_product.cu: exact, by f32 FMA. `weight` (out, in), 4-byte aligned; column k multiplies x[columns[k]] where given. `early`: as in
+// ProductArgs.
 void launch_f32_product(const float* weight, int64_t out, int64_t in, const int32_t* columns, const float* x, int64_t ldx, int64_t tokens,
-                        float* to, int64_t ld_to, const float* bias, cudaStream_t stream);
+                        float* to, int64_t ld_to, const float* bias, bool early, cudaStream_t stream);
 
 }  // namespace dg::cuda

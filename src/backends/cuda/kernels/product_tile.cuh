@@ -13,15 +13,17 @@
 // Arithmetic per chunk and tile (1024 bytes of codes = 51 clocks of an SM's share of 4.8 TB/s, 205 issue slots of a scheduler): 4 bits, N =
 // 1: 120 unpacking, 8 mma, 32 scaling, 16 loads: near the limit; 8 bits: about 75 + 4 + 8; bf16: 2 mma.
 #pragma once
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/product_kernels.h"
 #include "backends/cuda/kernels/weight_unpack.cuh"
 
 namespace dg::cuda {
 
-// Asynchronous copy of 4, 8 or 16 bytes to shared memory, complete after cp_async_wait of its group.
+// Asynchronous copy of 4, 8 or 16 bytes to shared memory, complete after cp_async_wait of its group. 16 bytes bring 256 to L2: rows of
+// bf16 are read 64 bytes at a time, and memory pages opened for so little give half of the bandwidth.
 template <int kBytes>
 __device__ __forceinline__ void cp_async(uint32_t to, const void* from) {
-  if constexpr (kBytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  if constexpr (kBytes == 16) asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
   else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -75,7 +77,7 @@ struct LaneTile {
   const uint8_t* scales;
 
   // Rows beyond the matrix repeat its last row where the layout is not padded: nobody reads their results.
-  __device__ __forceinline__ LaneTile(const uint8_t* data, const uint8_t* aux, int tile, int64_t tile_bytes, int out, int chunks,
+  __device__ __forceinline__ void set(const uint8_t* data, const uint8_t* aux, int tile, int64_t tile_bytes, int out, int chunks,
                                       int lane) {
     if constexpr (kKind == WeightKind::kBf16) {
       const int64_t row_bytes = tile_bytes / kTileRows;
@@ -150,29 +152,78 @@ __device__ __forceinline__ void chunk_codes(const Chunk<kKind>& c, int half, int
   else unpack_codes<kKind>(j == 0 ? w.x : j == 1 ? w.y : j == 2 ? w.z : w.w, 0, p);
 }
 
-// Eight columns of a row of x as pairs of bf16.
+// Eight columns of a row of x as pairs of bf16. Plain loads: those of the read-only path may move before wait_for_previous().
 template <bool kF32>
 __device__ __forceinline__ void load_x(const void* x, uint32_t offset, uint32_t (&b)[4]) {
   if constexpr (kF32) {
     const auto* p = reinterpret_cast<const float4*>(static_cast<const float*>(x) + offset);
-    const float4 v = __ldg(p), w = __ldg(p + 1);
+    const float4 v = p[0], w = p[1];
     b[0] = pack_bf162(v.x, v.y), b[1] = pack_bf162(v.z, v.w), b[2] = pack_bf162(w.x, w.y), b[3] = pack_bf162(w.z, w.w);
   } else {
-    const uint4 v = __ldg(reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(x) + offset));
+    const uint4 v = *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(x) + offset);
     b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
+  }
+}
+
+// acc[m][n] += a chunk of a tile of weight m times rows n of x. load(n, group, b): this lane's 8 columns of the chunk's group.
+template <WeightKind kKind, int kN, int kWeights, class Load>
+__device__ __forceinline__ void multiply_chunk(const Chunk<kKind> (&now)[kWeights], float (&acc)[kWeights][kN][4], const Load& load) {
+  constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;  // groups that share a scale
+  constexpr uint32_t kOnes = 0x3f803f80u;
+#pragma unroll
+  for (int unit = 0; unit < chunk_groups(kKind); unit += kUnit) {
+    uint32_t a[kWeights][kUnit][2][4];
+#pragma unroll
+    for (int m = 0; m < kWeights; m++)
+#pragma unroll
+      for (int j = 0; j < kUnit; j++) {
+        chunk_codes<kKind>(now[m], 0, unit + j, a[m][j][0]);
+        chunk_codes<kKind>(now[m], 1, unit + j, a[m][j][1]);
+      }
+#pragma unroll
+    for (int n = 0; n < kN; n++) {
+      uint32_t b[kUnit][4];
+#pragma unroll
+      for (int j = 0; j < kUnit; j++) load(n, unit + j, b[j]);
+      float sum[4] = {};
+      if constexpr (kHasOffset<kKind>) {
+        mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][0], b[0][1]);
+        mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][2], b[0][3]);
+      }
+#pragma unroll
+      for (int m = 0; m < kWeights; m++) {
+        if constexpr (!kScaled<kKind>) {
+          const auto &low = a[m][0][0], &high = a[m][0][1];
+          mma(acc[m][n], low[0], high[0], low[1], high[1], b[0][0], b[0][1]);
+          mma(acc[m][n], low[2], high[2], low[3], high[3], b[0][2], b[0][3]);
+        } else {
+          float d[4] = {};
+#pragma unroll
+          for (int j = 0; j < kUnit; j++) {
+            const auto &low = a[m][j][0], &high = a[m][j][1];
+            mma(d, low[0], high[0], low[1], high[1], b[j][0], b[j][1]);
+            mma(d, low[2], high[2], low[3], high[3], b[j][2], b[j][3]);
+          }
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            acc[m][n][i] = fmaf(chunk_scale<kKind>(now[m], i / 2, unit), d[i], acc[m][n][i]);
+            if constexpr (kHasOffset<kKind>) acc[m][n][i] = fmaf(chunk_offset<kKind>(now[m], i / 2, unit), sum[i], acc[m][n][i]);
+          }
+        }
+      }
+    }
   }
 }
 
 // `ring`: the warp's kRingStages stages; every lane reads only what it copied itself, so there is nothing to synchronise.
 // acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
-// x that lane 4 g + t holds in tile n.
+// x that lane 4 g + t holds in tile n. `early`: the kernel before this one is waited for (launch.cuh) when the ring is filled.
 template <WeightKind kKind, int kN, int kWeights, bool kF32X>
 __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
-                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane) {
+                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane,
+                                           bool early) {
   // Chunks in flight; what registers allow: 2 x 16 bytes of codes and 2 kStageWords words of scales per chunk and weight.
   constexpr int kStages = kRingStages<kKind, kWeights>, kPart = RingPart<kKind>::kBytes, kStage = kWeights * kPart;
-  constexpr int kUnit = square_side(kKind) == 128 ? 2 : 1;  // groups that share a scale
-  constexpr uint32_t kOnes = 0x3f803f80u;
   static_assert(kStages >= 3);
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
 #pragma unroll
@@ -182,63 +233,24 @@ __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeigh
       for (int m = 0; m < kWeights; m++) tiles[m].issue(base + s * kStage + m * kPart, lane, begin + s);
     cp_async_commit();
   }
+  if (early) {
+    wait_for_previous();
+    start_next();
+  }
   int stage = 0;
   for (int chunk = begin; chunk < end; chunk++) {
-    {
-      const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-      if (chunk + kStages - 1 < end)
+    const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
+    if (chunk + kStages - 1 < end)
 #pragma unroll
-        for (int m = 0; m < kWeights; m++) tiles[m].issue(base + free_stage * kStage + m * kPart, lane, chunk + kStages - 1);
-      cp_async_commit();
-      cp_async_wait<kStages - 1>();
-      Chunk<kKind> now[kWeights];
+      for (int m = 0; m < kWeights; m++) tiles[m].issue(base + free_stage * kStage + m * kPart, lane, chunk + kStages - 1);
+    cp_async_commit();
+    cp_async_wait<kStages - 1>();
+    Chunk<kKind> now[kWeights];
 #pragma unroll
-      for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-#pragma unroll
-      for (int unit = 0; unit < chunk_groups(kKind); unit += kUnit) {
-        uint32_t a[kWeights][kUnit][2][4];
-#pragma unroll
-        for (int m = 0; m < kWeights; m++)
-#pragma unroll
-          for (int j = 0; j < kUnit; j++) {
-            chunk_codes<kKind>(now[m], 0, unit + j, a[m][j][0]);
-            chunk_codes<kKind>(now[m], 1, unit + j, a[m][j][1]);
-          }
-#pragma unroll
-        for (int n = 0; n < kN; n++) {
-          uint32_t b[kUnit][4];
-#pragma unroll
-          for (int j = 0; j < kUnit; j++) load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + (unit + j) * 32, b[j]);
-          float sum[4] = {};
-          if constexpr (kHasOffset<kKind>) {
-            mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][0], b[0][1]);
-            mma(sum, kOnes, kOnes, kOnes, kOnes, b[0][2], b[0][3]);
-          }
-#pragma unroll
-          for (int m = 0; m < kWeights; m++) {
-            if constexpr (!kScaled<kKind>) {
-              const auto &low = a[m][0][0], &high = a[m][0][1];
-              mma(acc[m][n], low[0], high[0], low[1], high[1], b[0][0], b[0][1]);
-              mma(acc[m][n], low[2], high[2], low[3], high[3], b[0][2], b[0][3]);
-            } else {
-              float d[4] = {};
-#pragma unroll
-              for (int j = 0; j < kUnit; j++) {
-                const auto &low = a[m][j][0], &high = a[m][j][1];
-                mma(d, low[0], high[0], low[1], high[1], b[j][0], b[j][1]);
-                mma(d, low[2], high[2], low[3], high[3], b[j][2], b[j][3]);
-              }
-#pragma unroll
-              for (int i = 0; i < 4; i++) {
-                acc[m][n][i] = fmaf(chunk_scale<kKind>(now[m], i / 2, unit), d[i], acc[m][n][i]);
-                if constexpr (kHasOffset<kKind>) acc[m][n][i] = fmaf(chunk_offset<kKind>(now[m], i / 2, unit), sum[i], acc[m][n][i]);
-              }
-            }
-          }
-        }
-      }
-    }
+    for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+    multiply_chunk<kKind, kN>(
+        now, acc, [&](int n, int group, uint32_t(&b)[4]) { load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + group * 32, b); });
   }
 }
 
