@@ -89,6 +89,8 @@ class CudaBackend : public Backend {
   void fill(const Fill& op) override;
   void copy(const Copy& op) override;
   void kv_write(const KvWrite& op) override;
+  void rope_kv_write(const RopeKvWrite& op) override;
+  void latent_kv_write(const LatentKvWrite& op) override;
   // attention.cpp
   void attention(const Attention& op) override;
   void mla_attention(const MlaAttention& op) override;
