@@ -12,9 +12,9 @@
 namespace dg::bench_ops {
 
 struct Options {
-  std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json";
+  std::string isa = "auto", format, op, filter, backend, baseline = "bench/ops/baseline.json";
   int threads = 0, rounds = 7;
-  bool perf = false, update = false;
+  bool perf = false, attention = false, update = false;
 };
 
 // Ends the process with the message when there is no memory: a benchmark cannot go on.
@@ -59,6 +59,7 @@ void bench_attention(Backend& backend, const Options& options, const Roofline& l
 
 // Every op x format x instruction set at a few serving shapes, as a ratio to loops run in between. Exit code: 1 when one is more than
 // 15 % slower than the baseline says.
+int run_device_attention(const Options& options);
 int run_perf(const Options& options);
 
 }  // namespace dg::bench_ops

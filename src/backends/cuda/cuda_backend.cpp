@@ -177,6 +177,7 @@ void* CudaBackend::workspace(Workspace which, size_t bytes) {
     if (block.data) DG_CUDA(cudaFree(block.data));
     block.bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
     DG_CUDA(cudaMalloc(&block.data, block.bytes));
+    if (which == Workspace::kCounters) DG_CUDA(cudaMemsetAsync(block.data, 0, block.bytes, stream_));
   }
   return block.data;
 }

@@ -25,7 +25,7 @@ namespace dg::cuda {
 void check(cudaError_t status, const char* what);
 #define DG_CUDA(call) ::dg::cuda::check((call), #call)
 
-enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCount };
+enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCounters, kCount };
 
 // The step's sequences on the device, as the attention kernels take them.
 struct DeviceSequences {
@@ -97,15 +97,16 @@ class CudaBackend : public Backend {
 
  private:
   CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties);
-  // A block of at least `bytes`, 256-byte aligned; its content is that of the last use.
+  // A block of at least `bytes`, 256-byte aligned; its content is that of the last use. kCounters starts as zeros, and every launch that
+  // counts leaves zeros.
   void* workspace(Workspace which, size_t bytes);
   // The sequences of an op on the device: uploaded when they differ from those of the op before.
   const DeviceSequences& sequences(std::span<const SequenceSlice> slices, int64_t block_tokens);
-  // kv_b row by row as bf16 or f32.
-  const void* latent_weight(const Weight& kv_b, bool bf16);
+  // kv_b row by row as bf16 or f32; `settled` false: a kernel just launched makes it.
+  const void* latent_weight(const Weight& kv_b, bool bf16, bool& settled);
   // One long prefill with keys and values made for it; the rows [first, last) of the batch in absorbed form.
   void mla_made(const MlaAttention& op, const SequenceSlice& slice, const int32_t* blocks, const void* weight);
-  void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, int64_t first, int64_t last);
+  void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, bool settled, int64_t first, int64_t last);
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
   struct Products;  // cuBLASLt handle and chosen algorithms: product.cpp

@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "backends/cuda/kernels/cache_rows.h"
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/shared_memory.h"
 
 namespace dg::cuda {
@@ -55,16 +56,17 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const LatentArgs a,
   constexpr int kPairs = Shape::kPairs, kWarpTiles = Shape::kWarpTiles, kStages = Shape::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
 
+  // The host uploaded the sequences and their blocks: no kernel writes them, they are read before the wait.
+  start_next();
   const int sequence = blockIdx.z;
-  if ((a.sequences.decode[sequence] != 0) != decode) return;
+  const bool wanted = (a.sequences.decode[sequence] != 0) == decode;
   const int q_len = a.sequences.q_len[sequence], kv_len = a.sequences.kv_len[sequence], q_begin = a.sequences.q_begin[sequence];
   const int first_row = max(q_begin, a.row_begin), pairs = (min(q_begin + q_len, a.row_end) - first_row) * a.heads;
   const int first_pair = static_cast<int>(decode ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * kPairs;  // longest first
-  if (first_pair >= pairs) return;
-  const int before = kv_len - q_len + (first_row - q_begin) + 1;  // what the first of these rows sees
+  const int before = kv_len - q_len + (first_row - q_begin) + 1;                                       // what the first of these rows sees
   const int length = decode ? split_length(a.plan, kv_len) : kv_len, begin = static_cast<int>(blockIdx.x) * length;
   const int end = min(begin + length, before + (min(first_pair + kPairs, pairs) - 1) / a.heads);
-  if (begin >= end) return;
+  const bool used = wanted && first_pair < pairs && begin < end;
   const int32_t* const blocks = a.sequences.blocks + a.sequences.first_block[sequence];
   const int64_t buffer_pair = static_cast<int64_t>(first_row - a.row_begin) * a.heads + first_pair;  // pairs are neighbours there
 
@@ -83,7 +85,9 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const LatentArgs a,
   const uint32_t copy_place = static_cast<uint32_t>(copy_row * kRowBytes + (((threadIdx.x % 8) ^ (copy_row & 7)) << 4));
   int next = begin, next_stage = 0;
   auto lookup = [&] { return blocks[min(next + copy_row, end - 1) / a.cache.block_tokens]; };
-  int next_block = lookup();
+  int next_block = used ? lookup() : 0;
+  wait_for_previous();
+  if (!used) return;
   auto prefetch = [&] {
     if (next < end) {
       const int position = min(next + copy_row, end - 1);
@@ -280,7 +284,7 @@ void launch_of(const LatentArgs& a, bool decode, int rows, cudaStream_t stream) 
   allow_shared_memory<latent_kernel<kTiles, kAsync>>(kShared);
   const dim3 grid(static_cast<unsigned>(decode ? a.plan.splits : 1), static_cast<unsigned>((rows * a.heads + kPairs - 1) / kPairs),
                   static_cast<unsigned>(a.sequences.count));
-  latent_kernel<kTiles, kAsync><<<grid, kThreads, kShared, stream>>>(a, decode);
+  launch_dependent(latent_kernel<kTiles, kAsync>, grid, kThreads, kShared, stream, a, decode);
 }
 
 template <int kTiles>
