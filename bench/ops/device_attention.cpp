@@ -33,7 +33,7 @@ class DeviceAttention {
         rounds_(rounds),
         rates_(backend.measure()),
         cache_(allocate_or_exit(backend, static_cast<size_t>(kMostBytes), "caches")),
-        scratch_(allocate_or_exit(backend, size_t{1} << 30, "scratch")) {
+        scratch_(allocate_or_exit(backend, size_t{2} << 30, "scratch")) {
     // Numbers between 0.1 and 2, of both signs, in bf16 and in fp8.
     std::vector<uint8_t> piece(size_t{64} << 20);
     std::mt19937 random(3);

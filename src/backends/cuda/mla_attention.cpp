@@ -144,7 +144,8 @@ void CudaBackend::mla_absorbed(const MlaAttention& op, const void* weight, bool 
   size_t results = 0;
   if (!exact && any_rows(op.sequences, true, first, last)) {
     const int64_t pairs = std::min<int64_t>(s.longest_decode_q, window) * heads, tile = pairs <= 16 ? 16 : pairs <= 32 ? 32 : 64;
-    plan = split_plan(s.decode_count * ((pairs + tile - 1) / tile), s.longest_kv, multiprocessors(), 128, 128);
+    plan = split_plan(s.decode_count * ((pairs + tile - 1) / tile), s.longest_kv,
+                      int64_t{multiprocessors()} * latent_blocks(tile, latent_async(cache)), 64, 128);
     if (plan.splits > 1) results = static_cast<size_t>(int64_t{s.count} * s.longest_decode_q * heads * plan.splits);
   }
   const size_t query_space = align256(static_cast<size_t>(window) * query_bytes);

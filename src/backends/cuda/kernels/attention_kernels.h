@@ -100,6 +100,9 @@ struct LatentArgs {
   float* partials;  // (sequence, row of it, head, split): 512 floats
   float2* sums;
 };
+// Whether rows are copied as they are, and the blocks of so many pairs that a multiprocessor holds then.
+inline bool latent_async(const CacheView& cache) { return cache.element == Element::kBf16 && cache.aligned; }
+constexpr int latent_blocks(int64_t pairs, bool async) { return !async && pairs == 16 ? 2 : 1; }
 void launch_latent_decode(const LatentArgs& args, cudaStream_t stream);
 void launch_latent_prefill(const LatentArgs& args, cudaStream_t stream);
 
