@@ -13,7 +13,7 @@ class RowsTest : public ::testing::TestWithParam<std::string> {
   Backend& tested() const { return cpu(GetParam()); }
 };
 
-constexpr int64_t kWidths[] = {1, 5, 16, 31, 64, 200, 1027};
+constexpr int64_t kWidths[] = {1, 5, 16, 31, 64, 200, 1027, 7168, 16500};
 
 TEST_P(RowsTest, RmsNorm) {
   DG_TRACE_SEED();
