@@ -90,6 +90,7 @@ class Backend {
 
   virtual void embed(const Embed&) = 0;
   virtual void linear(const Linear&) = 0;
+  virtual void linear_several(const LinearSeveral&);
   virtual void linear_glu(const LinearGlu&);
   virtual void rms_norm(const RmsNorm&) = 0;
   virtual void all_reduce(const AllReduce&) {}  // of a backend without a group
@@ -102,6 +103,8 @@ class Backend {
   virtual void fill(const Fill&) = 0;
   virtual void copy(const Copy&) = 0;
   virtual void kv_write(const KvWrite&) = 0;
+  virtual void rope_kv_write(const RopeKvWrite&);
+  virtual void latent_kv_write(const LatentKvWrite&);
   virtual void attention(const Attention&) = 0;
   virtual void mla_attention(const MlaAttention&) = 0;
   virtual void moe_route(const MoeRoute&) = 0;

@@ -35,6 +35,17 @@ Cost cost_of(const Linear& op) {
           .flops = matrix_flops(static_cast<double>(op.x.rows()), op.weight)};
 }
 
+Cost cost_of(const LinearSeveral& op) {
+  Cost cost{.activation_bytes = size(op.x)};
+  for (int i = 0; i < op.count; i++) {
+    const LinearPart& part = op.parts[i];
+    cost.weight_bytes += static_cast<double>(part.weight.bytes());
+    cost.activation_bytes += size(part.out);
+    cost.flops += matrix_flops(static_cast<double>(op.x.rows()), part.weight);
+  }
+  return cost;
+}
+
 Cost cost_of(const LinearGlu& op) {
   double rows = static_cast<double>(op.x.rows());
   return {.weight_bytes = static_cast<double>(op.gate.bytes() + op.up.bytes()),
@@ -68,6 +79,22 @@ Cost cost_of(const Copy& op) { return {.activation_bytes = size(op.out) + size(o
 
 Cost cost_of(const KvWrite& op) {
   return {.kv_bytes = cache_row_bytes(op.cache) * static_cast<double>(op.values.rows()), .activation_bytes = size(op.values)};
+}
+
+Cost cost_of(const RopeKvWrite& op) {
+  const double rows = static_cast<double>(op.k.rows()), each_q = op.q_weight.valid() ? 7 : 3, each_k = op.k_weight.valid() ? 7 : 3;
+  return {.weight_bytes = size(op.q_weight) + size(op.k_weight),
+          .kv_bytes = (cache_row_bytes(op.k_cache) + cache_row_bytes(op.v_cache)) * rows,
+          .activation_bytes = 2 * size(op.q) + 2 * size(op.k) + size(op.v),
+          .flops = each_q * count(op.q) + each_k * count(op.k)};
+}
+
+Cost cost_of(const LatentKvWrite& op) {
+  const double rows = static_cast<double>(op.latent.rows());
+  return {.weight_bytes = size(op.weight) + size(op.q_low_weight),
+          .kv_bytes = cache_row_bytes(op.cache) * rows,
+          .activation_bytes = 2 * (size(op.latent) + size(op.q_low) + size(op.q_pe)),
+          .flops = 4 * count(op.latent) + (op.q_low.valid() ? 4 * count(op.q_low) : 0) + (op.q_pe.valid() ? 3 * count(op.q_pe) : 0)};
 }
 
 Cost cost_of(const Attention& op) {

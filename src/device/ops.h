@@ -27,6 +27,19 @@ struct Linear {
   Tensor bias{};  // (out) f32, optional
 };
 
+// * Matrices that share x (q, k and v; q_a and kv_a): parts[i].out = x parts[i].weight^T + parts[i].bias, as Linear.
+struct LinearPart {
+  Tensor out;  // (tokens, out)
+  Weight weight;
+  Tensor bias{};  // (out) f32, optional
+};
+struct LinearSeveral {
+  static constexpr int kMost = 3;
+  Tensor x;                 // (tokens, in)
+  LinearPart parts[kMost];  // the first `count`
+  int count;
+};
+
 // * out = silu(x gate^T) * (x up^T).
 struct LinearGlu {
   Tensor out;       // (tokens, inner)
@@ -118,6 +131,31 @@ struct KvWrite {
   Tensor slots;   // (tokens) i32
 };
 
+// * What stands between the projections of grouped-query attention and Attention: HeadNormRope of q and of k (halves), then KvWrite
+// of k and v.
+struct RopeKvWrite {
+  Tensor q;                           // (tokens, heads, head_dim), in place
+  Tensor k, v;                        // (tokens, kv_heads * head_dim); k in place
+  Tensor q_weight{}, k_weight{};      // (head_dim) f32: norms, optional
+  float eps;                          // of the norms
+  Tensor positions, inv_freq, slots;  // (tokens) i32, (head_dim / 2), (tokens) i32
+  float magnitude;
+  PagedCache k_cache, v_cache;  // width = kv_heads * head_dim
+};
+
+// * The same of latent attention: RmsNorm of the latent's first columns, Rope (interleaved) of the rest, KvWrite of both. Beside it what
+// does not depend on it: the norm of the low-rank query, or the rotation of a query that needs no further product.
+struct LatentKvWrite {
+  Tensor latent;                      // (tokens, kv_lora + rope), in place
+  Tensor weight;                      // (kv_lora) f32
+  Tensor q_low{}, q_low_weight{};     // (tokens, q_lora), in place, and (q_lora) f32: normed; optional
+  Tensor q_pe{};                      // (tokens, heads, rope): rotated in place; optional
+  float eps;                          // of the norms
+  Tensor positions, inv_freq, slots;  // (tokens) i32, (rope / 2), (tokens) i32
+  float magnitude;
+  PagedCache cache;  // width = kv_lora + rope
+};
+
 // The rows of one sequence in this step. Query rows are [q_begin, q_begin + q_len) of the batch; row i sees the first
 // kv_len - q_len + i + 1 tokens of the sequence.
 struct SequenceSlice {
@@ -184,24 +222,27 @@ struct MoeExperts {
 };
 
 // X(method, Struct): every op once; decorators (checked, dry) are generated from this list.
-#define DG_OPS(X)                 \
-  X(embed, Embed)                 \
-  X(linear, Linear)               \
-  X(linear_glu, LinearGlu)        \
-  X(rms_norm, RmsNorm)            \
-  X(all_reduce, AllReduce)        \
-  X(add_rms_norm, AddRmsNorm)     \
-  X(rope, Rope)                   \
-  X(head_norm_rope, HeadNormRope) \
-  X(act_mul, ActMul)              \
-  X(add, Add)                     \
-  X(gather_rows, GatherRows)      \
-  X(fill, Fill)                   \
-  X(copy, Copy)                   \
-  X(kv_write, KvWrite)            \
-  X(attention, Attention)         \
-  X(mla_attention, MlaAttention)  \
-  X(moe_route, MoeRoute)          \
+#define DG_OPS(X)                   \
+  X(embed, Embed)                   \
+  X(linear, Linear)                 \
+  X(linear_several, LinearSeveral)  \
+  X(linear_glu, LinearGlu)          \
+  X(rms_norm, RmsNorm)              \
+  X(all_reduce, AllReduce)          \
+  X(add_rms_norm, AddRmsNorm)       \
+  X(rope, Rope)                     \
+  X(head_norm_rope, HeadNormRope)   \
+  X(act_mul, ActMul)                \
+  X(add, Add)                       \
+  X(gather_rows, GatherRows)        \
+  X(fill, Fill)                     \
+  X(copy, Copy)                     \
+  X(kv_write, KvWrite)              \
+  X(rope_kv_write, RopeKvWrite)     \
+  X(latent_kv_write, LatentKvWrite) \
+  X(attention, Attention)           \
+  X(mla_attention, MlaAttention)    \
+  X(moe_route, MoeRoute)            \
   X(moe_experts, MoeExperts)
 
 }  // namespace dg

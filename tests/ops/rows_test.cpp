@@ -13,7 +13,7 @@ class RowsTest : public ::testing::TestWithParam<std::string> {
   Backend& tested() const { return cpu(GetParam()); }
 };
 
-constexpr int64_t kWidths[] = {1, 5, 16, 31, 64, 200, 1027};
+constexpr int64_t kWidths[] = {1, 5, 16, 31, 64, 200, 1027, 7168, 16500};
 
 TEST_P(RowsTest, RmsNorm) {
   DG_TRACE_SEED();
@@ -185,6 +185,141 @@ TEST_P(RowsTest, KvWrite) {
     tested().kv_write({.cache = a, .values = values.view, .slots = slots.view()});
     EXPECT_EQ(expected, actual) << dtype_word(type);
   }
+}
+
+// Several positions and every cache type: queries and keys are rotated as by head_norm_rope, and the cache holds, byte for byte, what
+// kv_write makes of the rows that the op leaves behind.
+TEST_P(RowsTest, RopeKvWrite) {
+  DG_TRACE_SEED();
+  Random random(40);
+  struct Case {
+    int64_t heads, kv_heads, dim;
+    bool norm;
+  };
+  for (const Case& c : {Case{4, 2, 64, false}, Case{7, 1, 128, true}, Case{3, 3, 80, true}, Case{2, 1, 96, false}, Case{4, 2, 192, true}})
+    for (Dtype type : {Dtype::kF32, Dtype::kBf16, Dtype::kF16, Dtype::kF8E4m3, Dtype::kI8})
+      for (int64_t tokens : {1, 3, 70}) {
+        const int64_t width = c.kv_heads * c.dim, gap = c.dim == 64 ? 3 : 0, half = c.dim / 2;
+        const double bound = (c.norm ? static_cast<double>(c.dim) + 16 : 8) * kEps;
+        Buffer q({tokens, c.heads, c.dim}, c.dim == 64 ? 4 : 5), k({tokens, width}, 4), v({tokens, width}, 8), norms({2, c.dim});
+        q.randomise(random), k.randomise(random), v.randomise(random, 3), norms.randomise(random);
+        std::vector<float> inv_freq;
+        for (int64_t i = 0; i < half; i++) inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / static_cast<float>(half)));
+        std::vector<int32_t> places, positions;
+        for (int32_t t = 0; t < tokens; t++) places.push_back(t * 7 % 81), positions.push_back(t == 1 ? 163839 : t * 13);
+        Ints slots(places), at(positions);
+        Cache k_cache(type, 4, width, gap), v_cache(type, 4, width, gap);
+        k_cache.add_sequence(90, random), v_cache.add_sequence(90, random);
+        k_cache.finish(random), v_cache.finish_like(k_cache);
+        Cache k_expected = k_cache, v_expected = v_cache;
+        Buffer q_expected = q, k_rotated = k, v_was = v;
+        RopeKvWrite op{.q = q_expected.view,
+                       .k = k_rotated.view,
+                       .v = v.view,
+                       .q_weight = c.norm ? Tensor::of(norms.view.f32(0), Dtype::kF32, {c.dim}) : Tensor{},
+                       .k_weight = c.norm ? Tensor::of(norms.view.f32(1), Dtype::kF32, {c.dim}) : Tensor{},
+                       .eps = 1e-6f,
+                       .positions = at.view(),
+                       .inv_freq = Tensor::of(inv_freq.data(), Dtype::kF32, {half}),
+                       .slots = slots.view(),
+                       .magnitude = 1.25f,
+                       .k_cache = k_expected.view(),
+                       .v_cache = v_expected.view()};
+        reference().rope_kv_write(op);
+        op.q = q.view, op.k = k.view, op.k_cache = k_cache.view(), op.v_cache = v_cache.view();
+        tested().rope_kv_write(op);
+        SCOPED_TRACE(std::string(dtype_word(type)) + ", heads of " + std::to_string(c.dim) + ", tokens " + std::to_string(tokens));
+        for (int64_t t = 0; t < tokens; t++) {
+          for (int64_t i = 0; i < c.heads * c.dim; i++) ASSERT_NEAR(q.at(t, i), q_expected.at(t, i), bound * q_expected.row_norm(t));
+          for (int64_t i = 0; i < width; i++) ASSERT_NEAR(k.at(t, i), k_rotated.at(t, i), bound * k_rotated.row_norm(t));
+        }
+        q.expect_gaps_untouched(), k.expect_gaps_untouched();
+        reference().kv_write({.cache = k_expected.view(), .values = k.view, .slots = slots.view()});
+        EXPECT_TRUE(k_cache.same_bytes(k_expected));
+        EXPECT_TRUE(v_cache.same_bytes(v_expected));
+        EXPECT_TRUE(same_rows(v, v_was));
+      }
+}
+
+TEST_P(RowsTest, LatentKvWrite) {
+  DG_TRACE_SEED();
+  Random random(41);
+  struct Case {
+    int64_t lora, rope, q_lora, heads;  // q_lora or heads: 0
+  };
+  for (const Case& c : {Case{512, 64, 1536, 0}, Case{512, 64, 0, 16}, Case{512, 64, 0, 0}, Case{24, 8, 40, 0}, Case{30, 6, 0, 3}})
+    for (Dtype type : {Dtype::kF32, Dtype::kBf16, Dtype::kF16, Dtype::kF8E4m3, Dtype::kI8})
+      for (int64_t tokens : {1, 3, 70}) {
+        const int64_t width = c.lora + c.rope, half = c.rope / 2, gap = tokens == 3 ? 2 : 0, q_dim = c.rope + 8;
+        Buffer latent({tokens, width}, tokens == 1 ? 5 : 4), weight({1, c.lora}, 4), low({tokens, std::max<int64_t>(1, c.q_lora)}, 4);
+        Buffer low_weight({1, std::max<int64_t>(1, c.q_lora)}, 4), queries({tokens, std::max<int64_t>(1, c.heads), q_dim}, 4);
+        latent.randomise(random), weight.randomise(random), low.randomise(random), low_weight.randomise(random), queries.randomise(random);
+        std::vector<float> inv_freq;
+        for (int64_t i = 0; i < half; i++) inv_freq.push_back(std::pow(10000.0f, -static_cast<float>(i) / static_cast<float>(half)));
+        std::vector<int32_t> places, positions;
+        for (int32_t t = 0; t < tokens; t++) places.push_back(t * 7 % 81), positions.push_back(t == 1 ? 163839 : t * 13);
+        Ints slots(places), at(positions);
+        Cache cache(type, 4, width, gap);
+        cache.add_sequence(90, random);
+        cache.finish(random);
+        Cache expected = cache;
+        Buffer latent_expected = latent, low_expected = low, queries_expected = queries;
+        const auto op_of = [&](Buffer& l, Buffer& q_low, Buffer& q, Cache& to) {
+          return LatentKvWrite{.latent = l.view,
+                               .weight = Tensor::of(weight.view.data, Dtype::kF32, {c.lora}),
+                               .q_low = c.q_lora ? q_low.view : Tensor{},
+                               .q_low_weight = c.q_lora ? Tensor::of(low_weight.view.data, Dtype::kF32, {c.q_lora}) : Tensor{},
+                               .q_pe = c.heads ? q.view.slice(2, 8, c.rope) : Tensor{},
+                               .eps = 1e-6f,
+                               .positions = at.view(),
+                               .inv_freq = Tensor::of(inv_freq.data(), Dtype::kF32, {half}),
+                               .slots = slots.view(),
+                               .magnitude = 1.25f,
+                               .cache = to.view()};
+        };
+        reference().latent_kv_write(op_of(latent_expected, low_expected, queries_expected, expected));
+        tested().latent_kv_write(op_of(latent, low, queries, cache));
+        SCOPED_TRACE(std::string(dtype_word(type)) + ", width " + std::to_string(width) + ", tokens " + std::to_string(tokens));
+        for (int64_t t = 0; t < tokens; t++) {
+          for (int64_t i = 0; i < width; i++)  // the norm's error is relative to the element, the rotation's to its pair
+            ASSERT_NEAR(latent.at(t, i), latent_expected.at(t, i),
+                        i < c.lora ? (static_cast<double>(c.lora) + 8) * kEps * std::fabs(latent_expected.at(t, i))
+                                   : 8 * kEps * latent_expected.row_norm(t));
+          for (int64_t i = 0; i < c.q_lora; i++)
+            ASSERT_NEAR(low.at(t, i), low_expected.at(t, i), (static_cast<double>(c.q_lora) + 8) * kEps * std::fabs(low_expected.at(t, i)));
+          for (int64_t i = 0; i < c.heads * q_dim; i++)
+            ASSERT_NEAR(queries.at(t, i), queries_expected.at(t, i), 8 * kEps * queries_expected.row_norm(t));
+        }
+        latent.expect_gaps_untouched(), low.expect_gaps_untouched(), queries.expect_gaps_untouched();
+        reference().kv_write({.cache = expected.view(), .values = latent.view, .slots = slots.view()});
+        EXPECT_TRUE(cache.same_bytes(expected));
+      }
+}
+
+// Each part is the product by itself.
+TEST_P(RowsTest, LinearSeveral) {
+  DG_TRACE_SEED();
+  Random random(42);
+  for (const char* name : {"bf16", "fp8_block"})
+    for (int64_t tokens : {1, 5, 70}) {
+      const Format& format = *find_format(name);
+      RandomWeight a(format, 256, 128, random), b(format, 64, 128, random), d(format, 128, 128, random);
+      Buffer x({tokens, 128}, 8), bias({1, 256}), y1({tokens, 256}), y2({tokens, 64}), y3({tokens, 128}), e1 = y1, e2 = y2, e3 = y3;
+      x.randomise(random), bias.randomise(random);
+      const Tensor added = Tensor::of(bias.view.data, Dtype::kF32, {256});
+      tested().linear({.out = e1.view, .x = x.view, .weight = a.weight, .bias = added});
+      tested().linear({.out = e2.view, .x = x.view, .weight = b.weight});
+      tested().linear({.out = e3.view, .x = x.view, .weight = d.weight});
+      for (int count : {2, 3}) {
+        tested().linear_several({.x = x.view,
+                                 .parts = {{y1.view, a.weight, added},
+                                           {y2.view, b.weight},
+                                           {count == 3 ? y3.view : Tensor{}, count == 3 ? d.weight : Weight{}}},
+                                 .count = count});
+        EXPECT_TRUE(same_rows(y1, e1) && same_rows(y2, e2) && (count == 2 || same_rows(y3, e3))) << name << ", tokens " << tokens;
+      }
+      y1.expect_gaps_untouched(), y2.expect_gaps_untouched(), y3.expect_gaps_untouched();
+    }
 }
 
 TEST_P(RowsTest, MoeRoute) {

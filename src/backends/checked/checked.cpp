@@ -12,6 +12,11 @@ namespace {
 // The tensors an op writes; those it also reads keep their old content in the copy.
 std::vector<Tensor*> outputs(Embed& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(Linear& o) { return {&o.out}; }
+std::vector<Tensor*> outputs(LinearSeveral& o) {
+  std::vector<Tensor*> all;
+  for (int i = 0; i < o.count; i++) all.push_back(&o.parts[i].out);
+  return all;
+}
 std::vector<Tensor*> outputs(LinearGlu& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(RmsNorm& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(AllReduce& o) { return {&o.x}; }
@@ -57,6 +62,24 @@ void for_each_element(const Tensor& a, const Tensor& b, F f) {
       for (int64_t k = 0; k < last; k++) f(offset(a, i, j, k), offset(b, i, j, k));
 }
 
+// A copy of a tensor's elements without gaps, which takes the tensor's place.
+struct Packed {
+  explicit Packed(Tensor& t) {
+    if (!t.valid()) return;
+    const Tensor was = t;
+    const size_t element = dtype_bytes(was.dtype);
+    storage.resize(was.bytes());
+    t.data = storage.data();
+    int64_t step = 1;
+    for (int d = was.rank; d-- > 0;) t.stride[static_cast<size_t>(d)] = step, step *= was.dim(d);
+    for_each_element(was, t, [&](int64_t from, int64_t to) {
+      std::memcpy(storage.data() + static_cast<size_t>(to) * element,
+                  static_cast<std::byte*>(was.data) + static_cast<size_t>(from) * element, element);
+    });
+  }
+  std::vector<std::byte> storage;
+};
+
 std::string shape_text(const Tensor& t) {
   std::string text = "(";
   for (int i = 0; i < t.rank; i++) text += (i ? ", " : "") + std::to_string(t.dim(i));
@@ -75,23 +98,13 @@ std::string CheckedBackend::description() const {
 template <class Op>
 void CheckedBackend::both(const char* name, const Op& op, void (Backend::*run)(const Op&)) {
   Op copy = op;
-  std::deque<std::vector<std::byte>> storage;
+  std::deque<Packed> storage;
   std::vector<Tensor> results;
   for (Tensor* out : outputs(copy)) {
-    Tensor was = *out;
-    size_t element = dtype_bytes(was.dtype);
-    storage.emplace_back(was.bytes());
-    Tensor packed = was;
-    packed.data = storage.back().data();
-    int64_t step = 1;
-    for (int d = was.rank; d-- > 0;) packed.stride[static_cast<size_t>(d)] = step, step *= was.dim(d);
-    for_each_element(was, packed, [&](int64_t from, int64_t to) {
-      std::memcpy(static_cast<std::byte*>(packed.data) + static_cast<size_t>(to) * element,
-                  static_cast<std::byte*>(was.data) + static_cast<size_t>(from) * element, element);
-    });
-    *out = packed;
-    redirect_inputs(copy, was.data);
-    results.push_back(packed);
+    const void* const was = out->data;
+    storage.emplace_back(*out);
+    redirect_inputs(copy, was);
+    results.push_back(*out);
   }
   (reference_.get()->*run)(copy);
   reference_->synchronise();
@@ -138,6 +151,41 @@ void CheckedBackend::both(const char* name, const KvWrite& op, void (Backend::*)
   tested_->kv_write(op);
   tested_->synchronise();
   compared_++;
+  compare_cache(name, op);
+}
+
+// Fused with the cache write: the reference runs first on copies and leaves its rows in the cache, the tested backend overwrites them.
+template <>
+void CheckedBackend::both(const char* name, const RopeKvWrite& op, void (Backend::*)(const RopeKvWrite&)) {
+  RopeKvWrite copy = op;
+  Packed q(copy.q), k(copy.k);
+  reference_->rope_kv_write(copy);
+  reference_->synchronise();
+  tested_->rope_kv_write(op);
+  tested_->synchronise();
+  compared_++;
+  compare(name, op.q, copy.q);
+  compare(name, op.k, copy.k);
+  compare_cache(name, {.cache = op.k_cache, .values = op.k, .slots = op.slots});
+  compare_cache(name, {.cache = op.v_cache, .values = op.v, .slots = op.slots});
+}
+
+template <>
+void CheckedBackend::both(const char* name, const LatentKvWrite& op, void (Backend::*)(const LatentKvWrite&)) {
+  LatentKvWrite copy = op;
+  Packed latent(copy.latent), q_low(copy.q_low), q_pe(copy.q_pe);
+  reference_->latent_kv_write(copy);
+  reference_->synchronise();
+  tested_->latent_kv_write(op);
+  tested_->synchronise();
+  compared_++;
+  compare(name, op.latent, copy.latent);
+  if (op.q_low.valid()) compare(name, op.q_low, copy.q_low);
+  if (op.q_pe.valid()) compare(name, op.q_pe, copy.q_pe);
+  compare_cache(name, {.cache = op.cache, .values = op.latent, .slots = op.slots});
+}
+
+void CheckedBackend::compare_cache(const char* name, const KvWrite& op) {
   auto rows = static_cast<size_t>(op.values.rows()), width = static_cast<size_t>(op.cache.width());
   std::vector<float> back(rows * width), expected(rows * width);
   std::vector<uint16_t> rounded(width);

@@ -45,6 +45,7 @@ class CheckedBackend : public Backend {
   template <class Op>
   void both(const char* name, const Op& op, void (Backend::*run)(const Op&));
   void compare(const char* name, const Tensor& tested, const Tensor& reference);
+  void compare_cache(const char* name, const KvWrite& op);  // the rows that the tested backend wrote
 
   std::unique_ptr<Backend> tested_, reference_;
   float tolerance_;

@@ -170,16 +170,20 @@ void CudaBackend::attention(const Attention& op) {
                      .scale = op.scale,
                      .plan = {},
                      .partials = nullptr,
-                     .sums = nullptr};
+                     .sums = nullptr,
+                     .counters = nullptr,
+                     .q_by_two = reinterpret_cast<uintptr_t>(op.q.data) % 8 == 0 && op.q.stride[0] % 2 == 0 && op.q.stride[1] % 2 == 0};
   if (s.longest_decode_q > 0) {
     const int64_t units = s.decode_count * op.kv_heads * ceil_div(int64_t{s.longest_decode_q} * group, 16);
-    args.plan = split_plan(units, s.longest_kv, 2 * multiprocessors(), 128, 64);
+    args.plan = split_plan(units, s.longest_kv, 2 * multiprocessors(), 64, 64);
     if (args.plan.splits > 1) {
       const auto results = static_cast<size_t>(int64_t{s.count} * s.longest_decode_q * heads * args.plan.splits);
       const size_t partial_bytes = results * static_cast<size_t>(dim) * sizeof(float);
       auto* const memory = static_cast<std::byte*>(workspace(Workspace::kAttention, partial_bytes + results * sizeof(float2)));
       args.partials = reinterpret_cast<float*>(memory);
       args.sums = reinterpret_cast<float2*>(memory + partial_bytes);
+      args.counters =
+          static_cast<unsigned*>(workspace(Workspace::kCounters, static_cast<size_t>(decode_counters(args)) * sizeof(unsigned)));
     }
     launch_attention_decode(args, head_dim, stream_);
     DG_CUDA(cudaPeekAtLastError());

@@ -234,6 +234,7 @@ void* CudaBackend::workspace(Workspace which, size_t bytes) {
     block.data = nullptr;
     block.bytes = (bytes + (2 << 20) - 1) / (2 << 20) * (2 << 20);
     DG_CUDA(cudaMallocAsync(&block.data, block.bytes, stream_));
+    if (which == Workspace::kCounters) DG_CUDA(cudaMemsetAsync(block.data, 0, block.bytes, stream_));
   }
   return block.data;
 }

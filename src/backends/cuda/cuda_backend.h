@@ -25,7 +25,7 @@
 
 namespace dg::cuda {
 
-enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCount };
+enum class Workspace { kActivations, kWeights, kProduct, kAttention, kExperts, kSequences, kCounters, kCount };
 
 // The step's sequences on the device, as the attention kernels take them.
 struct DeviceSequences {
@@ -94,6 +94,8 @@ class CudaBackend : public Backend {
   void fill(const Fill& op) override;
   void copy(const Copy& op) override;
   void kv_write(const KvWrite& op) override;
+  void rope_kv_write(const RopeKvWrite& op) override;
+  void latent_kv_write(const LatentKvWrite& op) override;
   // attention.cpp
   void attention(const Attention& op) override;
   void mla_attention(const MlaAttention& op) override;
@@ -104,15 +106,16 @@ class CudaBackend : public Backend {
   // Until `query` says something else than cudaErrorNotReady. After the limit of a step, or when another rank failed and this one does not
   // end, the device counts as failed.
   void wait_for(const char* what, const std::function<cudaError_t()>& query);
-  // A block of at least `bytes`, 256-byte aligned; its content is that of the last use.
+  // A block of at least `bytes`, 256-byte aligned; its content is that of the last use. kCounters starts as zeros, and every launch that
+  // counts leaves zeros.
   void* workspace(Workspace which, size_t bytes);
   // The sequences of an op on the device: uploaded when they differ from those of the op before.
   const DeviceSequences& sequences(std::span<const SequenceSlice> slices, int64_t block_tokens);
-  // kv_b row by row as bf16 or f32.
-  const void* latent_weight(const Weight& kv_b, bool bf16);
+  // kv_b row by row as bf16 or f32; `settled` false: a kernel just launched makes it.
+  const void* latent_weight(const Weight& kv_b, bool bf16, bool& settled);
   // One long prefill with keys and values made for it; the rows [first, last) of the batch in absorbed form.
   void mla_made(const MlaAttention& op, const SequenceSlice& slice, const int32_t* blocks, const void* weight);
-  void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, int64_t first, int64_t last);
+  void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, bool settled, int64_t first, int64_t last);
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
   // add_rms_norm with partial sums in one kernel; false: not for this shape, the same on all ranks.

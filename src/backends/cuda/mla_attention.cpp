@@ -46,10 +46,12 @@ struct CudaBackend::LatentWeights {
   }
 };
 
-const void* CudaBackend::latent_weight(const Weight& kv_b, bool bf16) {
+const void* CudaBackend::latent_weight(const Weight& kv_b, bool bf16, bool& settled) {
+  settled = true;
   CHECK(!kv_b.prepared && !kv_b.columns) << "kv_b is read by rows, as published";
   if (std::strcmp(kv_b.format->name, bf16 ? "bf16" : "f32") == 0 && reinterpret_cast<uintptr_t>(kv_b.data) % 16 == 0) return kv_b.data;
   const auto elements = static_cast<size_t>(kv_b.out * kv_b.in);
+  settled = false;
   if (!bf16 || mapped_) {  // with mapped memory, weights are any memory of the host's and may change
     void* const decoded = workspace(Workspace::kWeights, elements * (bf16 ? 2 : sizeof(float)));
     launch_decode_weight(kv_b, decoded, bf16, 0, kv_b.out, stream_);
@@ -60,8 +62,10 @@ const void* CudaBackend::latent_weight(const Weight& kv_b, bool bf16) {
   if (const uint64_t freed = freed_->load(); kept.freed != freed) kept.clear(), kept.freed = freed;
   for (const LatentWeights::Entry& e : kept.entries)
     if (e.weight.data == kv_b.data && e.weight.scales == kv_b.scales && e.weight.format == kv_b.format && e.weight.out == kv_b.out &&
-        e.weight.in == kv_b.in)
+        e.weight.in == kv_b.in) {
+      settled = true;
       return e.decoded;
+    }
   void* decoded = nullptr;
   use_device(device_);
   DG_CUDA(cudaMalloc(&decoded, elements * 2));
@@ -80,7 +84,8 @@ void CudaBackend::mla_attention(const MlaAttention& op) {
   CHECK(s.tokens <= op.q.rows()) << s.tokens << " rows of " << op.q.rows();
   if (s.tokens == 0) return;
   const bool exact = op.cache.data.dtype == Dtype::kF32 || !fast_latent(op.kv_lora, op.rope, op.nope, op.v_dim);
-  const void* const weight = latent_weight(op.kv_b, !exact);
+  bool settled = false;
+  const void* const weight = latent_weight(op.kv_b, !exact, settled);
   // Runs of neighbouring rows in absorbed form.
   int64_t begin = 0, end = 0;
   for (size_t i = 0; i < op.sequences.size(); i++) {
@@ -91,12 +96,12 @@ void CudaBackend::mla_attention(const MlaAttention& op) {
       continue;
     }
     if (slice.q_begin != end) {
-      mla_absorbed(op, weight, exact, begin, end);
+      mla_absorbed(op, weight, exact, settled, begin, end);
       begin = slice.q_begin;
     }
     end = slice.q_begin + slice.q_len;
   }
-  mla_absorbed(op, weight, exact, begin, end);
+  mla_absorbed(op, weight, exact, settled, begin, end);
 }
 
 void CudaBackend::mla_made(const MlaAttention& op, const SequenceSlice& slice, const int32_t* blocks, const void* weight) {
@@ -128,7 +133,7 @@ void CudaBackend::mla_made(const MlaAttention& op, const SequenceSlice& slice, c
   DG_CUDA(cudaPeekAtLastError());
 }
 
-void CudaBackend::mla_absorbed(const MlaAttention& op, const void* weight, bool exact, int64_t first, int64_t last) {
+void CudaBackend::mla_absorbed(const MlaAttention& op, const void* weight, bool exact, bool settled, int64_t first, int64_t last) {
   if (first == last) return;
   const DeviceSequences& s = sequences_;
   const int64_t heads = op.q.dim(1), latent_row = op.kv_lora + op.rope;
@@ -140,7 +145,8 @@ void CudaBackend::mla_absorbed(const MlaAttention& op, const void* weight, bool 
   size_t results = 0;
   if (!exact && any_rows(op.sequences, true, first, last)) {
     const int64_t pairs = std::min<int64_t>(s.longest_decode_q, window) * heads, tile = pairs <= 16 ? 16 : pairs <= 32 ? 32 : 64;
-    plan = split_plan(s.decode_count * ((pairs + tile - 1) / tile), s.longest_kv, multiprocessors(), 128, 128);
+    plan = split_plan(s.decode_count * ((pairs + tile - 1) / tile), s.longest_kv,
+                      int64_t{multiprocessors()} * latent_blocks(tile, latent_async(cache)), 64, 128);
     if (plan.splits > 1) results = static_cast<size_t>(int64_t{s.count} * s.longest_decode_q * heads * plan.splits);
   }
   const size_t query_space = align256(static_cast<size_t>(window) * query_bytes);
@@ -166,7 +172,8 @@ void CudaBackend::mla_absorbed(const MlaAttention& op, const void* weight, bool 
                               .nope = op.nope,
                               .rope = op.rope,
                               .v_dim = op.v_dim,
-                              .kv_lora = op.kv_lora};
+                              .kv_lora = op.kv_lora,
+                              .settled = settled};
     if (exact) {
       launch_latent_query_general(project, stream_);
       launch_attention_general({.q = reinterpret_cast<const float*>(query),

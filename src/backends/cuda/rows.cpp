@@ -1,4 +1,4 @@
-// The ops over rows on the GPU: shapes are checked here, the work is in kernels/rows.cu and kernels/cache_write.cu.
+// The ops over rows on the GPU: shapes are checked here, the work is in kernels/rows.cu, kernels/cache_write.cu and kernels/rope_cache.cu.
 #include "backends/cuda/cuda_backend.h"
 #include "backends/cuda/kernels/row_kernels.h"
 #include "device/cache_format.h"
@@ -55,6 +55,19 @@ RopeArgs rope_args(const Tensor& x, const Tensor& positions, const Tensor& inv_f
           .dim = x.cols(),
           .interleaved = interleaved,
           .magnitude = magnitude};
+}
+
+CacheRows cache_rows(const PagedCache& c) {
+  const Tensor& t = c.data;
+  const auto bytes = static_cast<int64_t>(dtype_bytes(t.dtype));
+  CHECK(is_cache_dtype(t.dtype) && t.rank == 3 && (c.width() <= 1 || t.stride[2] == 1));
+  CHECK(t.stride[1] * bytes >= cache_row_bytes(t.dtype, c.width())) << "cache rows of " << t.stride[1] << " elements";
+  return {.data = t.data,
+          .element = element_of(t.dtype),
+          .block_bytes = t.stride[0] * bytes,
+          .row_bytes = t.stride[1] * bytes,
+          .block_tokens = static_cast<int>(c.block_tokens()),
+          .width = c.width()};
 }
 
 void pointwise(Pointwise which, const Tensor& out, const Tensor& a, const Tensor& b, cudaStream_t stream) {
@@ -187,25 +200,90 @@ void CudaBackend::copy(const Copy& op) {
 }
 
 void CudaBackend::kv_write(const KvWrite& op) {
-  const Tensor& cache = op.cache.data;
   const int64_t rows = op.values.rows(), width = op.cache.width();
   check_rows(op.values, rows, width);
   check_vector(op.slots, rows, Dtype::kI32);
-  const auto bytes = static_cast<int64_t>(dtype_bytes(cache.dtype));
-  CHECK(op.values.rank == 2 && is_cache_dtype(cache.dtype) && cache.rank == 3 && (width <= 1 || cache.stride[2] == 1));
-  CHECK(cache.stride[1] * bytes >= cache_row_bytes(cache.dtype, width)) << "cache rows of " << cache.stride[1] << " elements";
+  CHECK(op.values.rank == 2);
+  const CacheRows cache = cache_rows(op.cache);
   if (rows == 0 || width == 0) return;
-  launch_cache_write({.cache = cache.data,
-                      .element = element_of(cache.dtype),
-                      .block_bytes = cache.stride[0] * bytes,
-                      .row_bytes = cache.stride[1] * bytes,
-                      .block_tokens = static_cast<int>(op.cache.block_tokens()),
-                      .width = width,
-                      .values = op.values.f32(),
-                      .values_stride = op.values.stride[0],
-                      .rows = rows,
-                      .slots = op.slots.i32()},
-                     stream_);
+  launch_cache_write(
+      {.cache = cache, .values = op.values.f32(), .values_stride = op.values.stride[0], .rows = rows, .slots = op.slots.i32()}, stream_);
+  DG_CUDA(cudaPeekAtLastError());
+}
+
+void CudaBackend::rope_kv_write(const RopeKvWrite& op) {
+  const int64_t rows = op.q.rows(), dim = op.q.cols(), width = op.k_cache.width();
+  const CacheRows k_cache = cache_rows(op.k_cache), v_cache = cache_rows(op.v_cache);
+  if (!fast_rope_cache(dim) || k_cache.element != v_cache.element) return Backend::rope_kv_write(op);
+  CHECK(op.q.rank == 3 && op.k.rank == 2 && op.v.rank == 2 && width % dim == 0 && op.v_cache.width() == width);
+  check_rows(op.q, rows, dim), check_rows(op.k, rows, width), check_rows(op.v, rows, width);
+  check_vector(op.positions, rows, Dtype::kI32), check_vector(op.slots, rows, Dtype::kI32);
+  check_vector(op.inv_freq, dim / 2, Dtype::kF32);
+  for (const Tensor* weight : {&op.q_weight, &op.k_weight})
+    if (weight->valid()) check_vector(*weight, dim, Dtype::kF32);
+  if (rows == 0) return;
+  launch_rope_cache({.q = op.q.f32(),
+                     .k = op.k.f32(),
+                     .v = op.v.f32(),
+                     .q_row = op.q.stride[0],
+                     .q_head = op.q.stride[1],
+                     .k_row = op.k.stride[0],
+                     .v_row = op.v.stride[0],
+                     .q_weight = op.q_weight.valid() ? op.q_weight.f32() : nullptr,
+                     .k_weight = op.k_weight.valid() ? op.k_weight.f32() : nullptr,
+                     .inv_freq = op.inv_freq.f32(),
+                     .positions = op.positions.i32(),
+                     .slots = op.slots.i32(),
+                     .k_cache = k_cache,
+                     .v_cache = v_cache,
+                     .rows = rows,
+                     .heads = static_cast<int>(op.q.dim(1)),
+                     .kv_heads = static_cast<int>(width / dim),
+                     .eps = op.eps,
+                     .magnitude = op.magnitude},
+                    static_cast<int>(dim), stream_);
+  DG_CUDA(cudaPeekAtLastError());
+}
+
+void CudaBackend::latent_kv_write(const LatentKvWrite& op) {
+  const int64_t rows = op.latent.rows(), lora = op.weight.elements(), width = op.latent.cols(), turned = width - lora;
+  const bool low = op.q_low.valid(), pe = op.q_pe.valid();
+  const bool fast =
+      lora % 4 == 0 && turned % 4 == 0 && turned > 0 && width <= kMostLatentColumns && by_four(op.latent) && by_four(op.weight) &&
+      (!pe || by_four(op.q_pe)) &&
+      (!low || (by_four(op.q_low) && by_four(op.q_low_weight) && op.q_low.cols() % 4 == 0 && op.q_low.cols() <= kMostLatentColumns));
+  if (!fast) return Backend::latent_kv_write(op);
+  const CacheRows cache = cache_rows(op.cache);
+  CHECK(op.latent.rank == 2 && cache.width == width);
+  check_rows(op.latent, rows, width), check_vector(op.weight, lora, Dtype::kF32);
+  check_vector(op.positions, rows, Dtype::kI32), check_vector(op.slots, rows, Dtype::kI32);
+  check_vector(op.inv_freq, turned / 2, Dtype::kF32);
+  if (low) check_rows(op.q_low, rows, op.q_low.cols()), check_vector(op.q_low_weight, op.q_low.cols(), Dtype::kF32);
+  if (pe) check_rows(op.q_pe, rows, turned);
+  CHECK((!low || op.q_low.rank == 2) && (!pe || op.q_pe.rank == 3));
+  if (rows == 0) return;
+  launch_latent_cache({.latent = op.latent.f32(),
+                       .latent_row = op.latent.stride[0],
+                       .weight = op.weight.f32(),
+                       .q_low = low ? op.q_low.f32() : nullptr,
+                       .q_low_row = low ? op.q_low.stride[0] : 0,
+                       .q_low_weight = low ? op.q_low_weight.f32() : nullptr,
+                       .q_pe = pe ? op.q_pe.f32() : nullptr,
+                       .q_row = pe ? op.q_pe.stride[0] : 0,
+                       .q_head = pe ? op.q_pe.stride[1] : 0,
+                       .inv_freq = op.inv_freq.f32(),
+                       .positions = op.positions.i32(),
+                       .slots = op.slots.i32(),
+                       .cache = cache,
+                       .cache_by_four = by_four(cache, static_cast<int64_t>(dtype_bytes(op.cache.data.dtype))),
+                       .rows = rows,
+                       .kv_lora = static_cast<int>(lora),
+                       .rope = static_cast<int>(turned),
+                       .q_lora = low ? static_cast<int>(op.q_low.cols()) : 0,
+                       .heads = pe ? static_cast<int>(op.q_pe.dim(1)) : 0,
+                       .eps = op.eps,
+                       .magnitude = op.magnitude},
+                      stream_);
   DG_CUDA(cudaPeekAtLastError());
 }
 

@@ -54,6 +54,11 @@ size_t OpShape::hash() const {
 
 OpShape shape_of(const Embed& op) { return {.op = "embed", .format = op.table.format, .dims = {op.table.in}, .rows = op.out.rows()}; }
 OpShape shape_of(const Linear& op) { return product("linear", op.weight, op.x.rows()); }
+OpShape shape_of(const LinearSeveral& op) {
+  OpShape shape = product("linear_several", op.parts[0].weight, op.x.rows());
+  for (int i = 1; i < op.count; i++) shape.dims[1 + i] = op.parts[i].weight.out;
+  return shape;
+}
 OpShape shape_of(const LinearGlu& op) { return product("linear_glu", op.gate, op.x.rows()); }
 OpShape shape_of(const RmsNorm& op) { return rows_op("rms_norm", op.x); }
 OpShape shape_of(const AllReduce& op) { return rows_op("all_reduce", op.x); }
@@ -68,6 +73,19 @@ OpShape shape_of(const Copy& op) { return rows_op("copy", op.out); }
 
 OpShape shape_of(const KvWrite& op) {
   OpShape shape = rows_op("kv_write", op.values);
+  shape.cache = dtype_name(op.cache.data.dtype);
+  return shape;
+}
+
+OpShape shape_of(const RopeKvWrite& op) {
+  OpShape shape{.op = "rope_kv_write", .cache = dtype_name(op.k_cache.data.dtype), .rows = op.q.rows()};
+  shape.dims[0] = op.q.dim(1), shape.dims[1] = op.k.cols() / op.q.cols(), shape.dims[2] = op.q.cols();
+  return shape;
+}
+
+OpShape shape_of(const LatentKvWrite& op) {
+  OpShape shape = rows_op("latent_kv_write", op.latent);
+  if (op.q_low.valid()) shape.dims[1] = op.q_low.cols();
   shape.cache = dtype_name(op.cache.data.dtype);
   return shape;
 }
@@ -106,7 +124,7 @@ OpShape shape_of(const MoeExperts& op) {
 std::string shape_label(const OpShape& s, int64_t low_rows, int64_t high_rows, int64_t low_context, int64_t high_context) {
   std::string label = s.op;
   std::string_view op = s.op;
-  if (op == "attention") label += fmt::format(" {}/{}x{}", s.dims[0], s.dims[1], s.dims[2]);
+  if (op == "attention" || op == "rope_kv_write") label += fmt::format(" {}/{}x{}", s.dims[0], s.dims[1], s.dims[2]);
   else if (op == "mla_attention") label += fmt::format(" {} heads {}+{}", s.dims[0], s.dims[1], s.dims[2]);
   else if (op == "moe_route") label += fmt::format(" {} top {}", s.dims[0], s.dims[1]);
   else if (op == "moe_experts") label += fmt::format(" {}x{}x{} top {}", s.dims[2], s.dims[0], s.dims[1], s.dims[3]);

@@ -122,6 +122,7 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
   Backend& b = *p.profile;
   b.embed({.out = t, .ids = two, .table = w});
   b.linear({.out = t, .x = t, .weight = w});
+  b.linear_several({.x = t, .parts = {{t, w}, {t, w}}, .count = 2});
   b.linear_glu({.out = t, .x = t, .gate = w, .up = w, .scratch = nullptr});
   b.rms_norm({.out = t, .x = t, .weight = t, .eps = 0});
   b.all_reduce({.x = t});
@@ -134,6 +135,17 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
   b.fill({.out = t, .value = 1});
   b.copy({.out = t, .x = t});
   b.kv_write({.cache = cache, .values = t, .slots = two});
+  b.rope_kv_write({.q = heads,
+                   .k = t,
+                   .v = t,
+                   .eps = 0,
+                   .positions = two,
+                   .inv_freq = t,
+                   .slots = two,
+                   .magnitude = 1,
+                   .k_cache = cache,
+                   .v_cache = cache});
+  b.latent_kv_write({.latent = t, .weight = t, .eps = 0, .positions = two, .inv_freq = t, .slots = two, .magnitude = 1, .cache = cache});
   b.attention({.out = heads,
                .q = heads,
                .k_cache = cache,
@@ -168,7 +180,7 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
   DG_OPS(DG_NAME)
 #undef DG_NAME
   EXPECT_EQ(p.inner->log, all);
-  EXPECT_EQ(p.profile->rows().size(), 18u) << "each op is a class of its own";
+  EXPECT_EQ(p.profile->rows().size(), 21u) << "each op is a class of its own";
   for (const ProfileRow& row : p.profile->rows()) EXPECT_THAT(all, HasSubstr(row.shape.op));
 }
 

@@ -41,24 +41,20 @@ void GqaAttention::register_cache(CacheLayout& layout, const std::string& name) 
 Tensor GqaAttention::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
   Tensor out = c.arena.alloc({x.rows(), o.out});
   Arena::Scope scope(c.arena);
-  Tensor queries = linear(c, x, q, q_bias), keys = linear(c, x, k, k_bias), values = linear(c, x, v, v_bias);
-  Tensor q_heads = queries.split_last(heads), k_heads = keys.split_last(kv_heads);
-  c.backend.head_norm_rope({.x = q_heads,
-                            .weight = q_norm,
-                            .eps = eps,
-                            .positions = batch.positions,
-                            .inv_freq = rotary.inv_freq,
-                            .interleaved = false,
-                            .magnitude = rotary.magnitude});
-  c.backend.head_norm_rope({.x = k_heads,
-                            .weight = k_norm,
-                            .eps = eps,
-                            .positions = batch.positions,
-                            .inv_freq = rotary.inv_freq,
-                            .interleaved = false,
-                            .magnitude = rotary.magnitude});
-  c.backend.kv_write({.cache = c.kv.part(k_part), .values = keys, .slots = batch.slots});
-  c.backend.kv_write({.cache = c.kv.part(v_part), .values = values, .slots = batch.slots});
+  const auto [queries, keys, values] = linear(c, x, {{q, q_bias}, {k, k_bias}, {v, v_bias}});
+  Tensor q_heads = queries.split_last(heads);
+  c.backend.rope_kv_write({.q = q_heads,
+                           .k = keys,
+                           .v = values,
+                           .q_weight = q_norm,
+                           .k_weight = k_norm,
+                           .eps = eps,
+                           .positions = batch.positions,
+                           .inv_freq = rotary.inv_freq,
+                           .slots = batch.slots,
+                           .magnitude = rotary.magnitude,
+                           .k_cache = c.kv.part(k_part),
+                           .v_cache = c.kv.part(v_part)});
   Tensor attended = c.arena.alloc({x.rows(), heads, head_dim});
   c.backend.attention({.out = attended,
                        .q = q_heads,
@@ -106,25 +102,31 @@ void MlaBlock::register_cache(CacheLayout& layout, const std::string& name) {
 Tensor MlaBlock::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
   Tensor out = c.arena.alloc({x.rows(), o.out});
   Arena::Scope scope(c.arena);
-  Tensor queries;
-  if (dims.q_lora > 0) {
-    Tensor low = linear(c, x, q_a, q_a_bias);
-    c.backend.rms_norm({.out = low, .x = low, .weight = q_norm, .eps = kLatentEps});
-    queries = linear(c, low, q_b);
-  } else {
-    queries = linear(c, x, q);
+  const bool low_rank = dims.q_lora > 0;
+  // The low-rank query, or the queries themselves; (tokens, kv_lora + rope).
+  const auto [first, latent] = linear(c, x, {low_rank ? LinearInput{q_a, q_a_bias} : LinearInput{q, {}}, {kv_a, kv_a_bias}});
+  auto rotary_part = [&](Tensor queries) { return queries.split_last(heads).slice(2, dims.nope, dims.rope); };
+  c.backend.latent_kv_write({.latent = latent,
+                             .weight = kv_norm,
+                             .q_low = low_rank ? first : Tensor{},
+                             .q_low_weight = q_norm,
+                             .q_pe = low_rank ? Tensor{} : rotary_part(first),
+                             .eps = kLatentEps,
+                             .positions = batch.positions,
+                             .inv_freq = rotary.inv_freq,
+                             .slots = batch.slots,
+                             .magnitude = rotary.magnitude,
+                             .cache = c.kv.part(part)});
+  Tensor queries = first;
+  if (low_rank) {
+    queries = linear(c, first, q_b);
+    c.backend.rope({.x = rotary_part(queries),
+                    .positions = batch.positions,
+                    .inv_freq = rotary.inv_freq,
+                    .interleaved = true,
+                    .magnitude = rotary.magnitude});
   }
   Tensor q_heads = queries.split_last(heads);
-  Tensor latent = linear(c, x, kv_a, kv_a_bias);  // (tokens, kv_lora + rope)
-  Tensor compressed = latent.slice(1, 0, dims.kv_lora);
-  c.backend.rms_norm({.out = compressed, .x = compressed, .weight = kv_norm, .eps = kLatentEps});
-  auto rotate = [&](Tensor heads_view) {
-    c.backend.rope(
-        {.x = heads_view, .positions = batch.positions, .inv_freq = rotary.inv_freq, .interleaved = true, .magnitude = rotary.magnitude});
-  };
-  rotate(q_heads.slice(2, dims.nope, dims.rope));
-  rotate(latent.slice(1, dims.kv_lora, dims.rope).split_last(1));  // one rotary key shared by all heads
-  c.backend.kv_write({.cache = c.kv.part(part), .values = latent, .slots = batch.slots});
   Tensor attended = c.arena.alloc({x.rows(), heads, dims.v_dim});
   c.backend.mla_attention({.out = attended,
                            .q = q_heads,

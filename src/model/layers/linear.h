@@ -1,5 +1,7 @@
 // Small forward helpers: allocate the output in the context's arena and issue one op.
 #pragma once
+#include <array>
+
 #include "model/model.h"
 
 namespace dg {
@@ -8,6 +10,24 @@ inline Tensor linear(Ctx& c, Tensor x, const Weight& w, Tensor bias = {}) {
   Tensor y = c.arena.alloc({x.rows(), w.out});
   c.backend.linear({.out = y, .x = x, .weight = w, .bias = bias});
   return y;
+}
+
+// Products of one x with up to LinearSeveral::kMost matrices, as one op.
+struct LinearInput {
+  const Weight& weight;
+  Tensor bias{};
+};
+template <size_t kCount>
+std::array<Tensor, kCount> linear(Ctx& c, Tensor x, const LinearInput (&inputs)[kCount]) {
+  static_assert(kCount <= LinearSeveral::kMost);
+  std::array<Tensor, kCount> outs;
+  LinearSeveral op{.x = x, .parts = {}, .count = static_cast<int>(kCount)};
+  for (size_t i = 0; i < kCount; i++) {
+    outs[i] = c.arena.alloc({x.rows(), inputs[i].weight.out});
+    op.parts[i] = {.out = outs[i], .weight = inputs[i].weight, .bias = inputs[i].bias};
+  }
+  c.backend.linear_several(op);
+  return outs;
 }
 
 inline Tensor rms_norm(Ctx& c, Tensor x, Tensor weight, float eps) {

@@ -1,6 +1,7 @@
 // Merge of the splits of decode rows, in the order of their positions: splits x dim floats in, dim out for a row and head. Small beside
 // the attention before it; several heads to a block, four columns to a thread.
 #include "backends/cuda/kernels/cache_rows.h"
+#include "backends/cuda/kernels/launch.cuh"
 
 namespace dg::cuda {
 namespace {
@@ -8,6 +9,8 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(const CombineArgs a) {
+  start_next();
+  wait_for_previous();
   const int sequence = blockIdx.z, row = blockIdx.y;
   if (!a.sequences.decode[sequence] || row >= a.sequences.q_len[sequence]) return;
   const int batch_row = a.sequences.q_begin[sequence] + row;
@@ -50,7 +53,7 @@ void launch_attention_combine(const CombineArgs& a, cudaStream_t stream) {
   const int heads = kThreads / (a.dim / 4);
   const dim3 grid(static_cast<unsigned>((a.heads + heads - 1) / heads), static_cast<unsigned>(a.sequences.longest_decode_q),
                   static_cast<unsigned>(a.sequences.count));
-  combine_kernel<<<grid, kThreads, 0, stream>>>(a);
+  launch_dependent(combine_kernel, grid, kThreads, 0, stream, a);
 }
 
 }  // namespace dg::cuda

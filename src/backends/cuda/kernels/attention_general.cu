@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backends/cuda/kernels/cache_rows.h"
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/shared_memory.h"
 
 namespace dg::cuda {
@@ -18,6 +19,8 @@ __global__ void __launch_bounds__(kThreads) general_kernel(const GeneralArgs a) 
   __shared__ float weights[kTokens];
   __shared__ const unsigned char *k_rows[kTokens], *v_rows[kTokens];
   float *const q = memory, *const acc = memory + a.k_dim;
+  start_next();
+  wait_for_previous();
 
   const int row = a.row_begin + static_cast<int>(blockIdx.x), head = blockIdx.y;
   const int sequence = a.sequences.row_sequence[row];
@@ -74,7 +77,7 @@ void launch(const GeneralArgs& a, cudaStream_t stream) {
   const int bytes = (a.k_dim + a.v_dim) * 4;
   if (bytes > 40 << 10) allow_shared_memory<general_kernel<kElement>>(200 << 10);
   const dim3 grid(static_cast<unsigned>(a.row_end - a.row_begin), static_cast<unsigned>(a.heads));
-  general_kernel<kElement><<<grid, kThreads, bytes, stream>>>(a);
+  launch_dependent(general_kernel<kElement>, grid, kThreads, static_cast<size_t>(bytes), stream, a);
 }
 
 }  // namespace

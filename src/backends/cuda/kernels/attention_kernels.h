@@ -42,12 +42,18 @@ struct AttentionArgs {
   int kv_heads, group;
   float scale;
   SplitPlan plan;
-  float* partials;  // (sequence, row of it, head, split): head_dim floats
-  float2* sums;     // (sequence, row of it, head, split): largest score (times log2 e) and sum of the weights
+  float* partials;     // (sequence, row of it, head, split): head_dim floats
+  float2* sums;        // (sequence, row of it, head, split): largest score (times log2 e) and sum of the weights
+  unsigned* counters;  // decode_counters(): zero, and zero again behind the launch
+  bool q_by_two;       // rows of q start at multiples of 8 bytes
 };
+// Blocks of decode rows that merge their ranges: sequences x kv heads x tiles of 16 pairs.
+inline int64_t decode_counters(const AttentionArgs& a) {
+  return int64_t{a.sequences.count} * a.kv_heads * ((int64_t{a.sequences.longest_decode_q} * a.group + 15) / 16);
+}
 // Tensor cores take these; everything else goes to launch_attention_general.
 inline constexpr bool fast_head_dim(int64_t dim) { return dim == 64 || dim == 128; }
-// Rows of decode sequences: splits, then (if there is more than one) the merge.
+// Rows of decode sequences.
 void launch_attention_decode(const AttentionArgs& args, int head_dim, cudaStream_t stream);
 // Rows of all other sequences.
 void launch_attention_prefill(const AttentionArgs& args, int head_dim, cudaStream_t stream);
@@ -65,7 +71,8 @@ struct GeneralArgs {
 };
 void launch_attention_general(const GeneralArgs& args, cudaStream_t stream);
 
-// Merges the splits of decode rows in order.
+// Merges the splits of latent decode rows in order. A kernel of its own: 64 pairs of 512 columns and 66 ranges are 8.6 MB, which one
+// block, the last, would read for 70 us and all blocks of this one in 4.
 struct CombineArgs {
   const float* partials;
   const float2* sums;
@@ -93,6 +100,9 @@ struct LatentArgs {
   float* partials;  // (sequence, row of it, head, split): 512 floats
   float2* sums;
 };
+// Whether rows are copied as they are, and the blocks of so many pairs that a multiprocessor holds then.
+inline bool latent_async(const CacheView& cache) { return cache.element == Element::kBf16 && cache.aligned; }
+constexpr int latent_blocks(int64_t pairs, bool async) { return !async && pairs == 16 ? 2 : 1; }
 void launch_latent_decode(const LatentArgs& args, cudaStream_t stream);
 void launch_latent_prefill(const LatentArgs& args, cudaStream_t stream);
 
@@ -103,6 +113,7 @@ struct ProjectArgs {
   const void* weight;           // (heads, nope + v_dim, kv_lora), bf16; f32 for the general form
   void *q_latent, *out_latent;  // (rows, heads, kv_lora + rope), (rows, heads, kv_lora); bf16, or f32
   int rows, heads, nope, rope, v_dim, kv_lora;
+  bool settled;  // the weight was not written by a kernel of this step: it may be read before wait_for_previous()
 };
 // kv_lora 512, rope 64, multiples of 64 for nope and v_dim.
 inline constexpr bool fast_latent(int64_t kv_lora, int64_t rope, int64_t nope, int64_t v_dim) {

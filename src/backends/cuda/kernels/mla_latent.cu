@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "backends/cuda/kernels/cache_rows.h"
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/shared_memory.h"
 
 namespace dg::cuda {
@@ -23,18 +24,22 @@ constexpr int kQuarters = 4, kSteps = kColumns / 16 / kQuarters;  // of the scor
 constexpr int kScoreRow = kTokens + 8;                            // floats: rows g and columns 2t of a fragment in different banks
 constexpr int kWeightRow = kTokens * 2 + 16;                      // bytes: eight rows of a matrix in different banks
 
-template <int kTiles>  // of 16 pairs
+// A cache of another type than bf16 goes through registers, a tile at a time with its latency in the open: two stages, and for 16 pairs
+// two blocks on a multiprocessor, each of which computes while the other waits.
+template <int kTiles, bool kAsync>  // of 16 pairs
 struct LatentShape {
-  static constexpr int kPairs = 16 * kTiles, kStages = kTiles == 4 ? 3 : 5;
-  static constexpr bool kKeepQuery = kTiles <= 2;              // in registers
-  static constexpr int kWarpTiles = kTiles == 4 ? 2 : kTiles;  // of a warp in the score product: half the pairs or half the positions
+  static constexpr int kPairs = 16 * kTiles, kStages = !kAsync ? 2 : kTiles == 4 ? 3 : 5;
+  static constexpr int kBlocks = latent_blocks(kPairs, kAsync);  // of a multiprocessor
+  static constexpr bool kKeepQuery = kTiles <= 2;                // in registers
+  static constexpr int kWarpTiles = kTiles == 4 ? 2 : kTiles;    // of a warp in the score product: half the pairs or half the positions
   static constexpr int kWarpTokens = kTiles == 4 ? kTokens : kTokens / 2;
   static constexpr int kRing = kStages * kStage, kQuery = kKeepQuery ? 0 : kPairs * kRowBytes;
   static constexpr int kScores = kQuarters * kPairs * kScoreRow * 4, kWeights = kPairs * kWeightRow;
   static constexpr int kShared = kRing + kQuery + kScores + kWeights + kPairs * 4;
   static constexpr int kRowThreads = kThreads / kPairs, kRowTokens = kTokens / kRowThreads;  // softmax
 };
-static_assert(LatentShape<4>::kShared <= 227 << 10 && LatentShape<2>::kShared <= 227 << 10);
+static_assert(LatentShape<4, true>::kShared <= 227 << 10 && LatentShape<2, true>::kShared <= 227 << 10);
+static_assert(2 * (LatentShape<1, false>::kShared + 1024) <= 228 << 10);
 
 // One row's chunk, and every eighth behind it, through registers: 8 threads convert a row of 72 chunks.
 template <Element kElement>
@@ -50,21 +55,22 @@ __device__ __forceinline__ void convert_row(const CacheView& cache, const unsign
 }
 
 template <int kTiles, bool kAsync>
-__global__ void __launch_bounds__(kThreads, 1) latent_kernel(const LatentArgs a, const bool decode) {
-  using Shape = LatentShape<kTiles>;
+__global__ void __launch_bounds__(kThreads, (LatentShape<kTiles, kAsync>::kBlocks)) latent_kernel(const LatentArgs a, const bool decode) {
+  using Shape = LatentShape<kTiles, kAsync>;
   constexpr int kPairs = Shape::kPairs, kWarpTiles = Shape::kWarpTiles, kStages = Shape::kStages;
   extern __shared__ __align__(128) unsigned char shared[];
 
+  // The host uploaded the sequences and their blocks: no kernel writes them, they are read before the wait.
+  start_next();
   const int sequence = blockIdx.z;
-  if ((a.sequences.decode[sequence] != 0) != decode) return;
+  const bool wanted = (a.sequences.decode[sequence] != 0) == decode;
   const int q_len = a.sequences.q_len[sequence], kv_len = a.sequences.kv_len[sequence], q_begin = a.sequences.q_begin[sequence];
   const int first_row = max(q_begin, a.row_begin), pairs = (min(q_begin + q_len, a.row_end) - first_row) * a.heads;
   const int first_pair = static_cast<int>(decode ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * kPairs;  // longest first
-  if (first_pair >= pairs) return;
-  const int before = kv_len - q_len + (first_row - q_begin) + 1;  // what the first of these rows sees
+  const int before = kv_len - q_len + (first_row - q_begin) + 1;                                       // what the first of these rows sees
   const int length = decode ? split_length(a.plan, kv_len) : kv_len, begin = static_cast<int>(blockIdx.x) * length;
   const int end = min(begin + length, before + (min(first_pair + kPairs, pairs) - 1) / a.heads);
-  if (begin >= end) return;
+  const bool used = wanted && first_pair < pairs && begin < end;
   const int32_t* const blocks = a.sequences.blocks + a.sequences.first_block[sequence];
   const int64_t buffer_pair = static_cast<int64_t>(first_row - a.row_begin) * a.heads + first_pair;  // pairs are neighbours there
 
@@ -83,7 +89,9 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const LatentArgs a,
   const uint32_t copy_place = static_cast<uint32_t>(copy_row * kRowBytes + (((threadIdx.x % 8) ^ (copy_row & 7)) << 4));
   int next = begin, next_stage = 0;
   auto lookup = [&] { return blocks[min(next + copy_row, end - 1) / a.cache.block_tokens]; };
-  int next_block = lookup();
+  int next_block = used ? lookup() : 0;
+  wait_for_previous();
+  if (!used) return;
   auto prefetch = [&] {
     if (next < end) {
       const int position = min(next + copy_row, end - 1);
@@ -276,16 +284,16 @@ __global__ void __launch_bounds__(kThreads, 1) latent_kernel(const LatentArgs a,
 
 template <int kTiles, bool kAsync>
 void launch_of(const LatentArgs& a, bool decode, int rows, cudaStream_t stream) {
-  constexpr int kShared = LatentShape<kTiles>::kShared, kPairs = LatentShape<kTiles>::kPairs;
+  constexpr int kShared = LatentShape<kTiles, kAsync>::kShared, kPairs = LatentShape<kTiles, kAsync>::kPairs;
   allow_shared_memory<latent_kernel<kTiles, kAsync>>(kShared);
   const dim3 grid(static_cast<unsigned>(decode ? a.plan.splits : 1), static_cast<unsigned>((rows * a.heads + kPairs - 1) / kPairs),
                   static_cast<unsigned>(a.sequences.count));
-  latent_kernel<kTiles, kAsync><<<grid, kThreads, kShared, stream>>>(a, decode);
+  launch_dependent(latent_kernel<kTiles, kAsync>, grid, kThreads, kShared, stream, a, decode);
 }
 
 template <int kTiles>
 void launch(const LatentArgs& a, bool decode, int rows, cudaStream_t stream) {
-  if (a.cache.element == Element::kBf16 && a.cache.aligned) launch_of<kTiles, true>(a, decode, rows, stream);
+  if (latent_async(a.cache)) launch_of<kTiles, true>(a, decode, rows, stream);
   else launch_of<kTiles, false>(a, decode, rows, stream);
 }
 

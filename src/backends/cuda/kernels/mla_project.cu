@@ -9,6 +9,7 @@
 
 #include "backends/cuda/kernels/attention_kernels.h"
 #include "backends/cuda/kernels/attention_mma.h"
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/shared_memory.h"
 
 namespace dg::cuda {
@@ -26,6 +27,8 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const ProjectArgs a) {
   const int head = blockIdx.y, first_row = blockIdx.z * kRows, column = blockIdx.x * kQueryColumns;
   const int rows = min(kRows, a.rows - first_row);
   auto* const out = static_cast<__nv_bfloat16*>(a.q_latent);
+  start_next();
+  if (column >= kLatent || !a.settled) wait_for_previous();
   if (column >= kLatent) {
     for (int i = threadIdx.x; i < rows * kLatentRope; i += kThreads) {
       const int row = first_row + i / kLatentRope, c = i % kLatentRope;
@@ -44,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) query_kernel(const ProjectArgs a) {
     copy_async(tile_address(w_tile, k, chunk, kQueryColumns * 2), weight + k * kLatent + chunk * 8, true);
   }
   copy_async_commit();
+  wait_for_previous();
   for (int i = threadIdx.x; i < kRows * chunks; i += kThreads) {
     const int row = i / chunks, chunk = i % chunks;
     uint4 v = {0, 0, 0, 0};
@@ -89,12 +93,15 @@ __global__ void __launch_bounds__(kThreads) output_kernel(const ProjectArgs a) {
   const int rows = min(kRows, a.rows - first_row);
   const uint32_t w_tile = shared_address(shared), x_tile = w_tile + kOutputColumns * kLatent * 2;
 
+  start_next();
+  if (!a.settled) wait_for_previous();
   // Wv: 32 rows of kv_lora columns; its rows are the n side.
   const auto* weight =
       static_cast<const __nv_bfloat16*>(a.weight) + (static_cast<int64_t>(head) * (a.nope + a.v_dim) + a.nope + column) * kLatent;
 #pragma unroll 8
   for (int i = threadIdx.x; i < kOutputColumns * kChunks; i += kThreads)
     copy_async(tile_address(w_tile, i / kChunks, i % kChunks, kLatent * 2), weight + static_cast<int64_t>(i) * 8, true);
+  wait_for_previous();
   const auto* x = static_cast<const __nv_bfloat16*>(a.out_latent);
 #pragma unroll 8
   for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
@@ -138,6 +145,8 @@ __global__ void query_general_kernel(const ProjectArgs a) {
   const float* const q = a.q + row * a.q_row + head * a.q_head;
   const float* const weight = static_cast<const float*>(a.weight) + static_cast<int64_t>(head) * (a.nope + a.v_dim) * a.kv_lora;
   float* const out = static_cast<float*>(a.q_latent) + (static_cast<int64_t>(row) * a.heads + head) * (a.kv_lora + a.rope);
+  start_next();
+  wait_for_previous();
   for (int i = threadIdx.x; i < a.kv_lora; i += blockDim.x) {
     float sum = 0;
 #pragma unroll 4
@@ -153,6 +162,8 @@ __global__ void output_general_kernel(const ProjectArgs a) {
   const float* const x = static_cast<const float*>(a.out_latent) + (static_cast<int64_t>(row) * a.heads + head) * a.kv_lora;
   const float* const weight = static_cast<const float*>(a.weight) + (static_cast<int64_t>(head) * (a.nope + a.v_dim) + a.nope) * a.kv_lora;
   float* const out = a.out + row * a.out_row + head * a.out_head;
+  start_next();
+  wait_for_previous();
   for (int v = threadIdx.x / 32; v < a.v_dim; v += blockDim.x / 32) {
     float sum = 0;
     for (int i = lane; i < a.kv_lora; i += 32) sum += x[i] * weight[static_cast<int64_t>(v) * a.kv_lora + i];
@@ -170,14 +181,15 @@ template <int kAcross>
 void launch_query(const ProjectArgs& a, cudaStream_t stream) {
   const int bytes = a.nope * (kQueryColumns + 16 * kAcross) * 2;
   allow_shared_memory<query_kernel<kAcross>>(256 * (kQueryColumns + 16 * kAcross) * 2);
-  query_kernel<kAcross><<<grid_of(kLatent / kQueryColumns + 1, a.heads, a.rows, 16 * kAcross), kThreads, bytes, stream>>>(a);
+  launch_dependent(query_kernel<kAcross>, grid_of(kLatent / kQueryColumns + 1, a.heads, a.rows, 16 * kAcross), kThreads,
+                   static_cast<size_t>(bytes), stream, a);
 }
 
 template <int kAcross>
 void launch_output(const ProjectArgs& a, cudaStream_t stream) {
   constexpr int kBytes = kLatent * (kOutputColumns + 16 * kAcross) * 2;
   allow_shared_memory<output_kernel<kAcross>>(kBytes);
-  output_kernel<kAcross><<<grid_of(a.v_dim / kOutputColumns, a.heads, a.rows, 16 * kAcross), kThreads, kBytes, stream>>>(a);
+  launch_dependent(output_kernel<kAcross>, grid_of(a.v_dim / kOutputColumns, a.heads, a.rows, 16 * kAcross), kThreads, kBytes, stream, a);
 }
 
 dim3 one_by_one(const ProjectArgs& a) { return {static_cast<unsigned>(a.rows), static_cast<unsigned>(a.heads), 1}; }
@@ -190,9 +202,11 @@ void launch_latent_query(const ProjectArgs& a, cudaStream_t stream) {
 void launch_latent_output(const ProjectArgs& a, cudaStream_t stream) {
   a.rows <= 16 ? launch_output<1>(a, stream) : launch_output<4>(a, stream);
 }
-void launch_latent_query_general(const ProjectArgs& a, cudaStream_t stream) { query_general_kernel<<<one_by_one(a), 128, 0, stream>>>(a); }
+void launch_latent_query_general(const ProjectArgs& a, cudaStream_t stream) {
+  launch_dependent(query_general_kernel, one_by_one(a), 128, 0, stream, a);
+}
 void launch_latent_output_general(const ProjectArgs& a, cudaStream_t stream) {
-  output_general_kernel<<<one_by_one(a), 128, 0, stream>>>(a);
+  launch_dependent(output_general_kernel, one_by_one(a), 128, 0, stream, a);
 }
 
 }  // namespace dg::cuda
