@@ -112,7 +112,8 @@ Result<void> limit_cache(const Backend& backend, Model& model, const OpenOptions
     const auto kept_free = static_cast<int64_t>((1 - options.gpu_memory_utilization) * static_cast<double>(memory.total));
     bytes = std::max<int64_t>(0, memory.free - kept_free - arena_bytes - kDeviceReserveBytes);
   } else if (bytes == 0) {
-    bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes)) / options.tensor_parallel;
+    bytes =
+        static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes)) / options.tensor_parallel;
   }
   int64_t tokens = bytes / token_bytes / executor->block_tokens * executor->block_tokens;
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
@@ -233,8 +234,7 @@ namespace {
 Result<void> declare_with(OpenedModel& opened, const OpenOptions& options, const WeightPolicy& policy) {
   const int ranks = options.tensor_parallel;
   if (ranks > 1)
-    opened.group =
-        std::make_unique<LocalGroup>(ranks, std::chrono::milliseconds(static_cast<int64_t>(options.collective_timeout * 1000)));
+    opened.group = std::make_unique<LocalGroup>(ranks, std::chrono::milliseconds(static_cast<int64_t>(options.collective_timeout * 1000)));
   opened.other_ranks.resize(static_cast<size_t>(ranks - 1));
   DG_TRY(for_ranks(ranks, opened.group.get(), [&](int rank) -> Result<void> {
     DG_ASSIGN(opened.rank(rank).backend, make_backend(options, opened.group.get(), rank, &opened.checked, &opened.profile));
@@ -275,8 +275,8 @@ Result<void> declare_ranks(OpenedModel& opened, const OpenOptions& options, cons
   for (int rank = 0; automatic && rank < ranks; rank++) {
     const int64_t free = opened.rank(rank).backend->memory().free, bytes = opened.rank(rank).store->bytes();
     if (free == 0 || bytes <= free / 10 * 9) continue;
-    log_warning(fmt::format("{} of weights are more than 90 % of the {} free on the GPU; using the CPU", format_bytes(bytes),
-                            format_bytes(free)));
+    log_warning(
+        fmt::format("{} of weights are more than 90 % of the {} free on the GPU; using the CPU", format_bytes(bytes), format_bytes(free)));
     close_ranks(opened);
     return declare_with(opened, cpu, policy);
   }

@@ -20,8 +20,8 @@ class CheckedBackend;
 
 struct OpenOptions {
   std::string backend = "cpu";  // auto | cpu | cuda | reference | checked | checked-cuda
-  int gpu = 0;  // of rank 0; the others have those after it
-  int tensor_parallel = 1;  // ranks that compute together: GPUs, or backends that share the CPU
+  int gpu = 0;                  // of rank 0; the others have those after it
+  int tensor_parallel = 1;      // ranks that compute together: GPUs, or backends that share the CPU
   bool expert_parallel = false;
   double collective_timeout = 30;  // seconds
   std::string isa = "auto";

@@ -98,7 +98,8 @@ constexpr OptionRow kOptions[] = {
      .commands = DG_RUN_COMMANDS " plan",
      .type = kInteger,
      .fallback = "1",
-     .help = "ranks that compute the model together, each with a part of every layer: the GPUs from --gpu on, or backends that share the CPU",
+     .help =
+         "ranks that compute the model together, each with a part of every layer: the GPUs from --gpu on, or backends that share the CPU",
      .value = "N",
      .low = 1,
      .high = 64,

@@ -43,17 +43,14 @@ Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Te
 
 Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
   CHECK(rows.size() == sequences.size());
-  return run_pass(sequences, {.kind = RankPass::Kind::kMtpAgain,
-                              .hidden = hidden,
-                              .hidden_offset = hidden_offset(hidden),
-                              .carried_rows = rows});
+  return run_pass(sequences,
+                  {.kind = RankPass::Kind::kMtpAgain, .hidden = hidden, .hidden_offset = hidden_offset(hidden), .carried_rows = rows});
 }
 
 ptrdiff_t Executor::hidden_offset(const Tensor& hidden) const {
   const Tensor& last = ranks_[0]->result().hidden;
   const ptrdiff_t offset = static_cast<std::byte*>(hidden.data) - static_cast<std::byte*>(last.data);
-  CHECK(offset >= 0 && offset + static_cast<ptrdiff_t>(hidden.bytes()) <= static_cast<ptrdiff_t>(last.bytes()))
-      << "not of the last pass";
+  CHECK(offset >= 0 && offset + static_cast<ptrdiff_t>(hidden.bytes()) <= static_cast<ptrdiff_t>(last.bytes())) << "not of the last pass";
   return offset;
 }
 

@@ -61,8 +61,7 @@ void RankExecutor::issue(const RankPass& pass, const std::function<void(int, Ten
       CHECK(n <= carry_.rows());
       const Tensor carried = carry_.slice(0, 0, n);
       backend_.upload(index_memory_->data(), pass.carried_rows.data(), pass.carried_rows.size_bytes());
-      backend_.gather_rows(
-          {.out = carried, .x = own_hidden(pass), .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
+      backend_.gather_rows({.out = carried, .x = own_hidden(pass), .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
       arena_.release(0);
       result_ = model_.mtp_forward(ctx, upload_batch(pass), carried);
       return;
@@ -97,7 +96,8 @@ void RankExecutor::finish(float* logits, int64_t vocab) {
   CHECK(own.contiguous());
   const auto row_bytes = static_cast<size_t>(own.cols()) * sizeof(float);
   logits += model_.first_logit();
-  if (!backend_.host_memory()) return backend_.download_rows(logits, static_cast<size_t>(vocab) * sizeof(float), own.data, row_bytes, own.rows());
+  if (!backend_.host_memory())
+    return backend_.download_rows(logits, static_cast<size_t>(vocab) * sizeof(float), own.data, row_bytes, own.rows());
   backend_.synchronise();
   for (int64_t r = 0; r < own.rows(); r++) std::memcpy(logits + r * vocab, own.f32(r), row_bytes);
 }

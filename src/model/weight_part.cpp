@@ -41,7 +41,8 @@ class PartSource : public WeightSource {
     const int64_t from_columns = from.scale_col_count(whole_in), to_columns = to.scale_col_count(in_), each = from.scale_bytes_each();
     const int64_t skipped = first_column_ / from.pack_elements * from.pack_bytes;
     // Elements from one scale of the part to the next, in columns; 0: one scale of a whole row.
-    const int64_t to_scale_columns = to.scale_cols == 0 ? 1 : to.scale_cols, from_scale_columns = from.scale_cols == 0 ? in_ + first_column_ : from.scale_cols;
+    const int64_t to_scale_columns = to.scale_cols == 0 ? 1 : to.scale_cols,
+                  from_scale_columns = from.scale_cols == 0 ? in_ + first_column_ : from.scale_cols;
     for (int64_t r = 0; r < rows; r += kReadRows) {
       const int64_t count = std::min(kReadRows, rows - r), begin = first_row_ + first + r;
       const int64_t aligned = begin / from.scale_rows * from.scale_rows, read_rows = begin + count - aligned;
@@ -76,23 +77,26 @@ WeightCuts cuts_of(const Format& format) {
 
 Result<const Format*> part_format(const Format& format, const WeightCuts& cuts, const WeightPart& part, const std::string& where) {
   if (part.first_row % cuts.rows != 0)
-    return input_error(fmt::format("{}: cannot be split in front of row {}: weights of format {} are cut every {} rows only; use another "
-                                   "--tensor-parallel-size",
-                                   where, part.first_row, format.name, cuts.rows));
+    return input_error(
+        fmt::format("{}: cannot be split in front of row {}: weights of format {} are cut every {} rows only; use another "
+                    "--tensor-parallel-size",
+                    where, part.first_row, format.name, cuts.rows));
   if (part.columns >= 0 && cuts.columns == 0)
     return input_error(
         fmt::format("{}: cannot be split by columns: they are in act order (desc_act); use --tensor-parallel-size 1 or a checkpoint "
                     "without act order",
                     where));
   if (part.first_column > 0 && part.first_column % cuts.columns != 0)
-    return input_error(fmt::format("{}: cannot be split in front of column {}: weights of format {} are cut every {} columns only; use "
-                                   "another --tensor-parallel-size",
-                                   where, part.first_column, format.name, cuts.columns));
+    return input_error(
+        fmt::format("{}: cannot be split in front of column {}: weights of format {} are cut every {} columns only; use "
+                    "another --tensor-parallel-size",
+                    where, part.first_column, format.name, cuts.columns));
   const bool divides = part.first_row % format.scale_rows != 0 || (format.scale_cols > 0 && part.first_column % format.scale_cols != 0);
   return divides ? &kFp8Block32 : &format;
 }
 
-Result<std::unique_ptr<WeightSource>> part_of_source(std::unique_ptr<WeightSource> whole, const WeightPart& part, const std::string& where) {
+Result<std::unique_ptr<WeightSource>> part_of_source(std::unique_ptr<WeightSource> whole, const WeightPart& part,
+                                                     const std::string& where) {
   if (part.whole(whole->out(), whole->in())) return whole;
   CHECK(part.first_row + part.local_out(whole->out()) <= whole->out() && part.first_column + part.local_in(whole->in()) <= whole->in());
   DG_ASSIGN(const Format* format, part_format(whole->format(), whole->cuts(), part, where));

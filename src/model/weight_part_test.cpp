@@ -61,7 +61,8 @@ class WeightPartTest : public ::testing::Test {
     char name[] = "/tmp/dougong part XXXXXX";
     directory_ = mkdtemp(name);
     const std::vector<float> one = {1};
-    ASSERT_TRUE(write_safetensors(directory_ + "/model.safetensors", {{"x", Dtype::kF32, {1}, std::as_bytes(std::span(one))}}).ok());
+    const TensorToWrite tensor{"x", Dtype::kF32, {1}, std::as_bytes(std::span(one))};
+    ASSERT_TRUE(write_safetensors(directory_ + "/model.safetensors", {&tensor, 1}).ok());
     auto index = TensorIndex::open(directory_);
     ASSERT_TRUE(index.ok());
     index_ = std::make_unique<TensorIndex>(std::move(*index));

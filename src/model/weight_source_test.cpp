@@ -295,8 +295,12 @@ TEST_F(WeightSourceTest, PartsOfEveryScheme) {
     for (bool act_order : {false, true}) {
       clear();
       add_gptq(make_coded(160, 256, 64, bits, true, 0, 0, act_order), false, act_order);
-      const QuantConfig config{
-          .method = QuantConfig::Method::kGptq, .bits = bits, .group = 64, .symmetric = true, .act_order = act_order, .zero_minus_one = false};
+      const QuantConfig config{.method = QuantConfig::Method::kGptq,
+                               .bits = bits,
+                               .group = 64,
+                               .symmetric = true,
+                               .act_order = act_order,
+                               .zero_minus_one = false};
       expect_parts(160, 256, config, 72, act_order ? 0 : 160);
       for (bool g_idx : {false, true}) {
         clear();
@@ -315,7 +319,8 @@ TEST_F(WeightSourceTest, PartsOfEveryScheme) {
   Weight w;
   cut.matrix(&w, "m.weight", 160, 256, WeightClass::kMlp, WeightUse::kProduct, WeightPart::of_columns(128, 128));
   ASSERT_FALSE(cut.status().ok());
-  EXPECT_NE(cut.status().error().message.find("m.qweight: cannot be split by columns: they are in act order (desc_act)"), std::string::npos);
+  EXPECT_NE(cut.status().error().message.find("m.qweight: cannot be split by columns: they are in act order (desc_act)"),
+            std::string::npos);
 
   clear();
   std::vector<uint8_t> bytes(static_cast<size_t>(320 * 224));
@@ -323,7 +328,8 @@ TEST_F(WeightSourceTest, PartsOfEveryScheme) {
   add("m.weight", Dtype::kI8, {320, 224}, bytes);
   add("m.weight_scale", Dtype::kF32, {320, 1}, std::vector<float>(320, 0.5f));
   expect_parts(320, 224, kCt, 33, 7);
-  for (const auto& [rows, columns, row, column] : {std::tuple<int64_t, int64_t, int64_t, int64_t>{3, 2, 128, 128}, {3, 2, 96, 32}, {10, 7, 64, 96}}) {
+  for (const auto& [rows, columns, row, column] :
+       {std::tuple<int64_t, int64_t, int64_t, int64_t>{3, 2, 128, 128}, {3, 2, 96, 32}, {10, 7, 64, 96}}) {
     clear();
     std::vector<float> scales;
     for (int64_t i = 0; i < rows * columns; i++) scales.push_back(0.01f * static_cast<float>(i + 1));

@@ -72,12 +72,12 @@ class WeightStore {
   void vector(Tensor* to, const std::string& name, int64_t size, int64_t first = 0, int64_t count = -1);
   // Where matrix() may cut; 1 x 1 of a matrix that is missing (matrix() will say so).
   WeightCuts cuts(const std::string& name, int64_t out, int64_t in, WeightClass weight_class) const;
-  void constant(Tensor* to, std::vector<float> values);            // e.g. rotary frequencies
+  void constant(Tensor* to, std::vector<float> values);  // e.g. rotary frequencies
   // Two declared matrices that one op reads together (experts of a layer): an error if they are kept in different formats or,
   // with `columns` and found by load(), with their columns in different orders.
   void alike(const std::string& first, const std::string& second, bool columns);
-  bool has(const std::string& name) const;                         // in the checkpoint (true when planning)
-  void ignore(const std::string& name) { ignored_.insert(name); }  // present but not needed
+  bool has(const std::string& name) const;                                             // in the checkpoint (true when planning)
+  void ignore(const std::string& name) { ignored_.insert(name); }                      // present but not needed
   void ignore_prefix(const std::string& prefix) { ignored_prefixes_.insert(prefix); }  // which ends with a dot
   void fail(Error error);
   // First declaration error, or a tensor of the checkpoint that nothing declared.

@@ -232,7 +232,7 @@ class FailingBackend : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return inner_->allocate(bytes, purpose); }
   bool supports(const Format& format) const override { return inner_->supports(format); }
 #define DG_FORWARD(method, Op) \
-void method(const Op& op) override { forward(&Backend::method, op); }
+  void method(const Op& op) override { forward(&Backend::method, op); }
   DG_OPS(DG_FORWARD)
 #undef DG_FORWARD
 

@@ -60,8 +60,9 @@ RankedBackends backend_group(const std::string& kind, int ranks) {
         backend = make_reference_backend(made.group.get(), r);
         return;
       }
-      auto one = accelerator() ? load_backend(std::getenv("DG_TEST_BACKEND"), {.device = r, .group = made.group.get(), .rank = r, .threads = 1})
-                               : make_cpu_backend({.threads = 1, .pin = false, .group = made.group.get(), .rank = r});
+      auto one = accelerator()
+                     ? load_backend(std::getenv("DG_TEST_BACKEND"), {.device = r, .group = made.group.get(), .rank = r, .threads = 1})
+                     : make_cpu_backend({.threads = 1, .pin = false, .group = made.group.get(), .rank = r});
       if (one.ok()) backend = std::move(one).value();
       else made.group->fail(r, one.error());
     });

@@ -25,8 +25,7 @@ void GqaAttention::declare(WeightStore& store, const std::string& prefix, const 
   store.matrix(&q, prefix + "q_proj.weight", q_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, q_rows);
   store.matrix(&k, prefix + "k_proj.weight", kv_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, kv_rows);
   store.matrix(&v, prefix + "v_proj.weight", kv_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, kv_rows);
-  store.matrix(&o, prefix + "o_proj.weight", config.hidden, q_dim, WeightClass::kAttention, WeightUse::kProduct,
-               share.q.columns(head_dim));
+  store.matrix(&o, prefix + "o_proj.weight", config.hidden, q_dim, WeightClass::kAttention, WeightUse::kProduct, share.q.columns(head_dim));
   if (options.qkv_bias) {
     store.vector(&q_bias, prefix + "q_proj.bias", q_dim, q_rows.first_row, q_rows.rows);
     store.vector(&k_bias, prefix + "k_proj.bias", kv_dim, kv_rows.first_row, kv_rows.rows);

@@ -23,8 +23,8 @@ struct GqaAttention {
   Tensor forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const;
 
   Weight q, k, v, o;
-  Tensor q_bias, k_bias, v_bias, o_bias;  // optional
-  Tensor q_norm, k_norm;                  // (head_dim), optional
+  Tensor q_bias, k_bias, v_bias, o_bias;          // optional
+  Tensor q_norm, k_norm;                          // (head_dim), optional
   int64_t heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
   float eps = 0, scale = 0;
   int k_part = -1, v_part = -1;

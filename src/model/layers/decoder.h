@@ -32,7 +32,7 @@ struct DecoderLayer {
 
 template <class AttentionBlock>
 struct Decoder {
-  Weight embedding, head;  // (vocab, hidden); the same storage when tied. Of the head the rows of this rank
+  Weight embedding, head;   // (vocab, hidden); the same storage when tied. Of the head the rows of this rank
   int64_t first_logit = 0;  // the row of the whole head that `head` begins with
   Tensor final_norm;
   Rotary rotary;
@@ -49,8 +49,7 @@ struct Decoder {
     const int64_t unit = config.parallel.size == 1 ? 1 : store.cuts(name, config.vocab, config.hidden, WeightClass::kHead).rows;
     const Share share = share_dimension(store, config, config.vocab, unit, "vocabulary");
     first_logit = share.first;
-    if (share.count > 0)
-      store.matrix(&head, name, config.vocab, config.hidden, WeightClass::kHead, WeightUse::kProduct, share.rows());
+    if (share.count > 0) store.matrix(&head, name, config.vocab, config.hidden, WeightClass::kHead, WeightUse::kProduct, share.rows());
     rotary.declare(store, config.rope, rotary_dim);
   }
 

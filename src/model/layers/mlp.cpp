@@ -65,9 +65,8 @@ void MoeBlock::declare(WeightStore& store, const std::string& prefix, const Mode
   const bool whole = model.parallel.whole_experts;
   const std::string first = prefix + "experts.0.";
   const Share mine = whole ? share_dimension(store, model, config.experts, 1, "experts") : Share{0, config.experts};
-  const Share inner =
-      whole ? Share{0, config.intermediate}
-            : share_inner(store, first, model, config.intermediate, WeightClass::kExpert, "intermediate size of an expert");
+  const Share inner = whole ? Share{0, config.intermediate}
+                            : share_inner(store, first, model, config.intermediate, WeightClass::kExpert, "intermediate size of an expert");
   if (mine.count == 0 || inner.count == 0) return;
   for (int64_t e = 0; e < config.experts; e++)
     if (e < mine.first || e >= mine.first + mine.count) store.ignore_prefix(fmt::format("{}experts.{}.", prefix, e));
@@ -107,7 +106,8 @@ Tensor MoeBlock::forward(Ctx& c, Tensor x) const {
                        .top_groups = routing.groups ? static_cast<int>(config.top_groups) : 1,
                        .normalise = routing.normalise,
                        .routed_scale = config.routed_scale});
-  c.backend.moe_experts({.out = out, .x = x, .ids = ids, .weights = weights, .experts = experts, .first = first_expert, .scratch = &c.arena});
+  c.backend.moe_experts(
+      {.out = out, .x = x, .ids = ids, .weights = weights, .experts = experts, .first = first_expert, .scratch = &c.arena});
   return out;
 }
 

@@ -29,7 +29,7 @@ struct MoeBlock {
   ModelConfig::Moe config;
   Routing routing;
   Weight router;
-  Tensor bias;  // (experts), optional
+  Tensor bias;                  // (experts), optional
   std::vector<Expert> experts;  // of this rank, from the one with this id
   int first_expert = 0;
   Mlp shared;
