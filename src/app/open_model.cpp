@@ -251,6 +251,7 @@ Result<void> declare_with(OpenedModel& opened, const OpenOptions& options, const
 }
 
 void close_ranks(OpenedModel& opened) {
+  opened.profile.reset();
   opened.model.reset();
   opened.store.reset();
   opened.backend.reset();

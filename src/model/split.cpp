@@ -2,6 +2,8 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
+
 namespace dg {
 
 Share split_evenly(const Parallel& parallel, int64_t size, int64_t unit) {
@@ -34,12 +36,26 @@ Error cannot_split_error(const ModelConfig& config, const std::string& what, con
                                  list.empty() ? "1" : list));
 }
 
-HeadShare share_heads(WeightStore& store, const ModelConfig& config) {
-  const HeadShare share = split_heads(config.parallel, config.heads, config.kv_heads);
-  if (share.q.count == 0)
-    store.fail(cannot_split(config, fmt::format("{} attention heads (num_key_value_heads {})", config.heads, config.kv_heads),
-                            [&](const Parallel& p) { return split_heads(p, config.heads, config.kv_heads).q.count > 0; }));
-  return share;
+HeadShare share_heads(WeightStore& store, const ModelConfig& config, std::initializer_list<HeadSide> sides) {
+  auto divides = [&](const Parallel& p, const HeadSide& side) {
+    const HeadShare share = split_heads(p, config.heads, config.kv_heads);
+    return p.size == 1 || (side.unit > 0 && (side.kv ? share.kv : share.q).count * side.width % side.unit == 0);
+  };
+  auto works = [&](const Parallel& p) {
+    return split_heads(p, config.heads, config.kv_heads).q.count > 0 &&
+           std::all_of(sides.begin(), sides.end(), [&](const HeadSide& side) { return divides(p, side); });
+  };
+  if (works(config.parallel)) return split_heads(config.parallel, config.heads, config.kv_heads);
+  std::string what = fmt::format("{} attention heads (num_key_value_heads {})", config.heads, config.kv_heads);
+  if (split_heads(config.parallel, config.heads, config.kv_heads).q.count > 0)
+    for (const HeadSide& side : sides)
+      if (!divides(config.parallel, side)) {
+        what = fmt::format("{} attention heads of {} rows or columns of weights that can be cut {}", config.heads, side.width,
+                           side.unit == 0 ? std::string("nowhere (act order)") : fmt::format("every {}", side.unit));
+        break;
+      }
+  store.fail(cannot_split(config, what, works));
+  return {};
 }
 
 Share share_dimension(WeightStore& store, const ModelConfig& config, int64_t size, int64_t unit, const std::string& what) {

@@ -1,5 +1,7 @@
 // How the ranks of a tensor-parallel group divide the dimensions of a model.
 #pragma once
+#include <initializer_list>
+
 #include "model/config.h"
 #include "model/weight_store.h"
 
@@ -36,8 +38,13 @@ Error cannot_split(const ModelConfig& config, const std::string& what, Works wor
   return cannot_split_error(config, what, sizes);
 }
 
-// The heads of attention; a problem goes to the store and leaves counts of 0.
-HeadShare share_heads(WeightStore& store, const ModelConfig& config);
+// A side of a matrix that is cut between heads: its elements of a head, and where its format can be cut (0: nowhere).
+struct HeadSide {
+  int64_t width, unit;
+  bool kv = false;  // of key-value heads
+};
+// The heads of attention, where all these matrices can be cut; a problem goes to the store and leaves counts of 0.
+HeadShare share_heads(WeightStore& store, const ModelConfig& config, std::initializer_list<HeadSide> sides);
 // The same of a dimension with this unit; `what` names it.
 Share share_dimension(WeightStore& store, const ModelConfig& config, int64_t size, int64_t unit, const std::string& what);
 

@@ -12,15 +12,28 @@ void Rotary::declare(WeightStore& store, const RopeConfig& config, int64_t dim) 
   store.constant(&inv_freq, std::move(table.inv_freq));
 }
 
+namespace {
+
+// Where an attention matrix can be cut, when it has to be.
+WeightCuts cuts_of(const WeightStore& store, const ModelConfig& config, const std::string& name, int64_t out, int64_t in) {
+  return config.parallel.size == 1 ? WeightCuts{} : store.cuts(name, out, in, WeightClass::kAttention);
+}
+
+}  // namespace
+
 void GqaAttention::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Options options) {
-  const HeadShare share = share_heads(store, config);
+  head_dim = config.head_dim;
+  const int64_t q_dim = config.heads * head_dim, kv_dim = config.kv_heads * head_dim;
+  const HeadShare share = share_heads(store, config,
+                                      {{head_dim, cuts_of(store, config, prefix + "q_proj.weight", q_dim, config.hidden).rows},
+                                       {head_dim, cuts_of(store, config, prefix + "k_proj.weight", kv_dim, config.hidden).rows, true},
+                                       {head_dim, cuts_of(store, config, prefix + "v_proj.weight", kv_dim, config.hidden).rows, true},
+                                       {head_dim, cuts_of(store, config, prefix + "o_proj.weight", config.hidden, q_dim).columns}});
   heads = share.q.count;
   kv_heads = share.kv.count;
   if (heads == 0) return;
-  head_dim = config.head_dim;
   eps = config.rms_eps;
   scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  const int64_t q_dim = config.heads * head_dim, kv_dim = config.kv_heads * head_dim;
   const WeightPart q_rows = share.q.rows(head_dim), kv_rows = share.kv.rows(head_dim);
   store.matrix(&q, prefix + "q_proj.weight", q_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, q_rows);
   store.matrix(&k, prefix + "k_proj.weight", kv_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, kv_rows);
@@ -82,10 +95,17 @@ static constexpr float kLatentEps = 1e-6f;
 
 void MlaBlock::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config) {
   dims = config.mla;
-  const Share share = share_heads(store, config).q;
+  const int64_t q_dim = dims.nope + dims.rope, kv_dim = dims.nope + dims.v_dim;
+  const std::string query = prefix + (dims.q_lora > 0 ? "q_b_proj.weight" : "q_proj.weight");
+  const int64_t query_in = dims.q_lora > 0 ? dims.q_lora : config.hidden;
+  const Share share =
+      share_heads(store, config,
+                  {{q_dim, cuts_of(store, config, query, config.heads * q_dim, query_in).rows},
+                   {kv_dim, cuts_of(store, config, prefix + "kv_b_proj.weight", config.heads * kv_dim, dims.kv_lora).rows},
+                   {dims.v_dim, cuts_of(store, config, prefix + "o_proj.weight", config.hidden, config.heads * dims.v_dim).columns}})
+          .q;
   heads = share.count;
   if (heads == 0) return;
-  int64_t q_dim = dims.nope + dims.rope;
   scale = mla_softmax_scale(config.rope, q_dim);
   if (dims.q_lora > 0) {
     store.matrix(&q_a, prefix + "q_a_proj.weight", dims.q_lora, config.hidden, WeightClass::kAttention);
