@@ -58,7 +58,8 @@ class Executor {
   // By rank; `group` is theirs and outlives the executor. Once it has failed, every step does.
   static Result<std::unique_ptr<Executor>> create(std::span<const ExecutorRank> ranks, RankGroup* group, const ExecutorOptions& options);
 
-  // Runs one step. An error (KV cache full, a rank failed) leaves the sequences as they were. Exceeding max_step_tokens is a bug.
+  // Runs one step. An error (KV cache full) leaves the sequences as they were; that of a rank leaves their new rows undefined.
+  // Exceeding max_step_tokens is a bug.
   Result<StepResult> run(std::span<const StepSequence> sequences);
   // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one; of the last pass.
   Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden);
