@@ -4,7 +4,7 @@
 //   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill [Bx]N]... [--decode
 //   BxC]...
 //   [--tokens N]
-//               [--chunk N] [--rounds N] [--json]
+//               [--tp N] [--ep] [--chunk N] [--rounds N] [--json]
 //   bench_model MODEL --interactive ...   reads `prefill N` and `decode BxC [TOKENS]` from standard input, one line each, and answers each
 //                                         with one JSON line: what bench/peers interleaves with another program
 //
@@ -88,6 +88,7 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
     if (name == "--json") out.json = true;
     else if (name == "--interactive") out.interactive = true;
     else if (name == "--dummy") out.open.dummy_weights = true;
+    else if (name == "--ep") out.open.expert_parallel = true;
     else if (!name.starts_with("--") && out.model.empty()) out.model = name;
     else if (i + 1 == argc) return input_error(fmt::format("{}: expected a value behind it, or it is unknown", name));
     else {
@@ -99,6 +100,9 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
       else if (name == "--threads") {
         DG_ASSIGN(const int64_t threads, parse_count(name, value, 1024));
         out.open.threads = static_cast<int>(threads);
+      } else if (name == "--tp") {
+        DG_ASSIGN(const int64_t ranks, parse_count(name, value, 64));
+        out.open.tensor_parallel = static_cast<int>(ranks);
       } else if (name == "--tokens") {
         DG_ASSIGN(out.tokens, parse_count(name, value, kMaxTokens));
       } else if (name == "--chunk") {

@@ -35,6 +35,9 @@ OpenOptions open_options(const Options& options) {
   text("isa", &open.isa);
   open.dummy_weights = options.has("load-format") && options.text("load-format") == "dummy";
   if (options.has("gpu")) open.gpu = static_cast<int>(options.integer("gpu"));
+  if (options.has("tensor-parallel-size")) open.tensor_parallel = static_cast<int>(options.integer("tensor-parallel-size"));
+  open.expert_parallel = options.has("enable-expert-parallel") && options.flag("enable-expert-parallel");
+  if (options.has("collective-timeout")) open.collective_timeout = options.number("collective-timeout");
   text("dtype", &open.dtype);
   text("quantization", &open.quantization);
   text("kv-cache-dtype", &open.kv_cache_dtype);

@@ -44,28 +44,45 @@ bool is_model_directory(const std::string& path) { return file_exists(path + "/c
 // auto: the GPU's plug-in where it and a device are present. What then fails (an old driver, say) is told, and the CPU takes over.
 bool gpu_present() { return backend_installed("cuda") && file_exists("/dev/nvidiactl"); }
 
-Result<std::unique_ptr<Backend>> make_fast_backend(const OpenOptions& options) {
+// Threads of a rank: they share the CPU's cores.
+int threads_of_rank(const OpenOptions& options) {
+  const int cores = options.threads > 0 ? options.threads : Topology::load().worker_count();
+  return options.tensor_parallel == 1 ? options.threads : std::max(1, cores / options.tensor_parallel);
+}
+
+Result<std::unique_ptr<Backend>> make_fast_backend(const OpenOptions& options, LocalGroup* group, int rank) {
   const bool cuda = options.backend == "cuda" || options.backend == "checked-cuda";
   // What must not depend on the batch runs on the CPU.
   if (cuda || (options.backend == "auto" && !options.batch_invariant && gpu_present())) {
-    auto made = load_backend("cuda", {.device = options.gpu, .mapped = options.backend == "checked-cuda", .threads = options.threads});
-    if (made.ok() || cuda) return made;
+    auto made = load_backend("cuda", {.device = options.gpu + rank,
+                                      .mapped = options.backend == "checked-cuda",
+                                      .group = group,
+                                      .rank = rank,
+                                      .threads = rank == 0 ? options.threads : 1});
+    if (made.ok() || cuda || group) return made;  // of several ranks all change to the CPU, or none
     log_warning(fmt::format("{}; using the CPU", made.error().message));
   }
-  return make_cpu_backend({.threads = options.threads, .isa = options.isa, .batch_invariant = options.batch_invariant});
+  return make_cpu_backend({.threads = threads_of_rank(options),
+                           .isa = options.isa,
+                           .pin = group == nullptr,
+                           .batch_invariant = options.batch_invariant,
+                           .group = group,
+                           .rank = rank});
 }
 
-// With --profile, the backend that executes is decorated, so that with `checked` the reference beside it is not counted.
-Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, CheckedBackend** checked,
+// With --profile, the backend that executes is decorated, so that with `checked` the reference beside it is not counted. Of several
+// ranks the first one is.
+Result<std::unique_ptr<Backend>> make_backend(const OpenOptions& options, LocalGroup* group, int rank, CheckedBackend** checked,
                                               std::unique_ptr<ProfileOutput>* output) {
-  *checked = nullptr;
   const bool reference = options.backend == "reference";
   std::unique_ptr<Backend> backend;
   if (reference) {
-    backend = make_reference_backend();
+    backend = make_reference_backend(group, rank);
   } else {
-    DG_ASSIGN(backend, make_fast_backend(options));
+    DG_ASSIGN(backend, make_fast_backend(options, group, rank));
   }
+  if (rank > 0) return backend;
+  *checked = nullptr;
   if (options.profile) {
     std::string isa = reference ? "generic" : options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
     DG_ASSIGN(*output, ProfileOutput::create(*backend, std::move(isa), options.threads, options.profile_trace));
@@ -92,7 +109,8 @@ Result<void> limit_cache(Model& model, const OpenOptions& options, const DeviceU
   if (bytes == 0 && device) {
     bytes = cache_bytes(use, options.gpu_memory_utilization);
   } else if (bytes == 0) {
-    bytes = static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes));
+    bytes =
+        static_cast<int64_t>(options.kv_memory_share * static_cast<double>(read_memory_info().available_bytes)) / options.tensor_parallel;
   }
   int64_t tokens = bytes / token_bytes / executor->block_tokens * executor->block_tokens;
   executor->kv_tokens = std::min(executor->kv_tokens, tokens);
@@ -127,7 +145,9 @@ class TextLoader {
       work();
     }
   }
+  // Set when reading failed or the weights did: whoever loads stops.
   const std::atomic<bool>& failed() const { return failed_; }
+  void give_up() { failed_ = true; }
   Result<void> finish() {
     if (thread_.joinable()) thread_.join();
     return result_;
@@ -207,6 +227,63 @@ Result<Dtype> kv_cache_dtype(const OpenOptions& options) {
   return input_error(fmt::format("--kv-cache-dtype: expected auto, float32, bfloat16, float16, fp8 or int8, found \"{}\"", name));
 }
 
+namespace {
+
+Result<void> declare_with(OpenedModel& opened, const OpenOptions& options, const WeightPolicy& policy) {
+  const int ranks = options.tensor_parallel;
+  if (ranks > 1)
+    opened.group = std::make_unique<LocalGroup>(ranks, std::chrono::milliseconds(static_cast<int64_t>(options.collective_timeout * 1000)));
+  opened.other_ranks.resize(static_cast<size_t>(ranks - 1));
+  DG_TRY(for_ranks(ranks, opened.group.get(), [&](int rank) -> Result<void> {
+    DG_ASSIGN(opened.rank(rank).backend, make_backend(options, opened.group.get(), rank, &opened.checked, &opened.profile));
+    return {};
+  }));
+  return for_ranks(ranks, opened.group.get(), [&](int rank) -> Result<void> {
+    ModelConfig config = opened.config;
+    config.parallel = {.rank = rank, .size = ranks, .whole_experts = options.expert_parallel && config.moe.experts > 0};
+    auto& store = opened.rank(rank).store;
+    store = std::make_unique<WeightStore>(*opened.rank(rank).backend, opened.index.get(), policy, &assumed_format(config.quantization));
+    DG_ASSIGN(opened.rank(rank).model, make_model(config, *store));
+    return {};
+  });
+}
+
+void close_ranks(OpenedModel& opened) {
+  opened.profile.reset();
+  opened.model.reset();
+  opened.store.reset();
+  opened.backend.reset();
+  opened.other_ranks.clear();
+}
+
+// Backends, weight stores and models of all ranks. `auto` changes to the CPU where the GPUs do not start or the weights do not fit.
+Result<void> declare_ranks(OpenedModel& opened, const OpenOptions& options, const WeightPolicy& policy) {
+  const int ranks = options.tensor_parallel;
+  if (ranks > 1 && options.backend.starts_with("checked"))
+    return input_error(fmt::format("--backend {} runs on one device: leave --tensor-parallel-size out", options.backend));
+  OpenOptions cpu = options;
+  cpu.backend = "cpu";
+  Result<void> declared = declare_with(opened, options, policy);
+  const bool automatic = options.backend == "auto";
+  if (!declared.ok()) {
+    if (!automatic || ranks == 1 || opened.store || options.batch_invariant || !gpu_present()) return declared;
+    log_warning(fmt::format("{}; using the CPU", declared.error().message));
+    close_ranks(opened);
+    return declare_with(opened, cpu, policy);
+  }
+  for (int rank = 0; automatic && rank < ranks; rank++) {
+    const int64_t free = opened.rank(rank).backend->memory().free, bytes = opened.rank(rank).store->bytes();
+    if (free == 0 || bytes <= free / 10 * 9) continue;
+    log_warning(
+        fmt::format("{} of weights are more than 90 % of the {} free on the GPU; using the CPU", format_bytes(bytes), format_bytes(free)));
+    close_ranks(opened);
+    return declare_with(opened, cpu, policy);
+  }
+  return {};
+}
+
+}  // namespace
+
 Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path, const OpenOptions& options) {
   auto opened = std::make_unique<OpenedModel>();
   DG_ASSIGN(opened->path, resolve_model(name_or_path));
@@ -234,34 +311,26 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     }
   }
   if (options.load_text) text.start([&opened = *opened, &options, gguf = gguf.get()] { return load_text(opened, options, gguf); });
-  auto declare = [&](const OpenOptions& chosen) -> Result<void> {
-    DG_ASSIGN(opened->backend, make_backend(chosen, &opened->checked, &opened->profile));
-    opened->store =
-        std::make_unique<WeightStore>(*opened->backend, opened->index.get(), policy, &assumed_format(opened->config.quantization));
-    DG_ASSIGN(opened->model, make_model(opened->config, *opened->store));
-    return {};
-  };
-  DG_TRY(declare(options));
-  if (const int64_t free = opened->backend->memory().free;
-      options.backend == "auto" && free > 0 && opened->store->bytes() > free / 10 * 9) {
-    log_warning(fmt::format("{} of weights are more than 90 % of the {} free on the GPU; using the CPU",
-                            format_bytes(opened->store->bytes()), format_bytes(free)));
-    OpenOptions cpu = options;
-    cpu.backend = "cpu";
-    opened->model.reset();
-    opened->store.reset();
-    DG_TRY(declare(cpu));
-  }
+  const int ranks = options.tensor_parallel;
+  DG_TRY(declare_ranks(*opened, options, policy));
   auto start = std::chrono::steady_clock::now();
-  const LoadOptions load{.threads = options.threads,
-                         .progress = options.progress,
-                         .placement = LoadPlacement(Topology::load(), opened->backend->host_workers()),
-                         .cancelled = &text.failed()};
-  Result<void> loaded = opened->index ? opened->store->load(load) : opened->store->load_dummy(load);
+  const LoadPlacement placement =
+      ranks == 1 ? LoadPlacement(Topology::load(), opened->backend->host_workers()) : LoadPlacement();  // ranks are not bound to nodes
+  Result<void> loaded = for_ranks(
+      ranks, opened->group.get(),
+      [&](int rank) {
+        WeightStore& store = *opened->rank(rank).store;
+        const LoadOptions load{.threads = threads_of_rank(options),
+                               .progress = options.progress && rank == 0,
+                               .placement = placement,
+                               .cancelled = &text.failed()};
+        return opened->index ? store.load(load) : store.load_dummy(load);
+      },
+      [&] { text.give_up(); });
   opened->load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   DG_TRY(text.finish());
   if (!loaded.ok()) return loaded.error();
-  DG_TRY(opened->backend->status());
+  for (int rank = 0; rank < ranks; rank++) DG_TRY(opened->rank(rank).backend->status());
   std::vector<int64_t> ids = opened->generation.eos.empty() ? opened->config.eos : opened->generation.eos;
   if (opened->tokenizer && opened->tokenizer->eos_id()) ids.push_back(*opened->tokenizer->eos_id());
   for (int64_t id : ids)
@@ -281,25 +350,46 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
   executor.max_decode_rows = options.max_decode_rows;
+  auto arena_bytes = [&](Model& model, int64_t longest_context) {
+    return measure_arena_bytes(model, executor.max_step_tokens, executor.max_step_sequences, longest_context, executor.max_logit_rows,
+                               options.max_decode_rows);
+  };
   if (limited) {
-    executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
-                                               executor.max_logit_rows, options.max_decode_rows);
-    DG_ASSIGN(const DeviceUse use, measure_device_use(*opened->backend, *opened->model, opened->store->bytes(), executor, length));
+    // Every rank holds the same blocks: as many as the one with the least room has. The largest steps run on all ranks at once.
+    for (int rank = 0; rank < ranks; rank++)
+      executor.arena_bytes = std::max(executor.arena_bytes, arena_bytes(*opened->rank(rank).model, length));
+    const ExecutorOptions wanted = executor;
+    const int64_t wanted_length = length;
+    std::vector<DeviceUse> uses(static_cast<size_t>(ranks));
+    DG_TRY(for_ranks(ranks, opened->group.get(), [&](int rank) -> Result<void> {
+      auto& own = opened->rank(rank);
+      DG_ASSIGN(uses[static_cast<size_t>(rank)], measure_device_use(*own.backend, *own.model, own.store->bytes(), wanted, wanted_length));
+      return {};
+    }));
     if (opened->profile) opened->profile->restart();
-    DG_TRY(limit_cache(*opened->model, options, use, &executor, &length));
+    for (int rank = 0; rank < ranks; rank++) {
+      ExecutorOptions own = wanted;
+      int64_t own_length = wanted_length;
+      DG_TRY(limit_cache(*opened->rank(rank).model, options, uses[static_cast<size_t>(rank)], &own, &own_length));
+      executor.kv_tokens = std::min(executor.kv_tokens, own.kv_tokens);
+      length = std::min(length, own_length);
+    }
+    executor.arena_bytes = 0;  // of the length that there is
   }
-  executor.arena_bytes = measure_arena_bytes(*opened->model, executor.max_step_tokens, executor.max_step_sequences, length,
-                                             executor.max_logit_rows, options.max_decode_rows);
-  DG_ASSIGN(opened->executor, Executor::create(*opened->backend, *opened->model, executor));
+  std::vector<ExecutorRank> parts;
+  for (int rank = 0; rank < ranks; rank++) {
+    parts.push_back({*opened->rank(rank).backend, *opened->rank(rank).model});
+    executor.arena_bytes = std::max(executor.arena_bytes, arena_bytes(*opened->rank(rank).model, length));
+  }
+  DG_ASSIGN(opened->executor, Executor::create(parts, opened->group.get(), executor));
   std::unique_ptr<Progress> capturing;
-  opened->executor->prepare_replays(length, [&](int64_t, int64_t all) {
+  DG_TRY(opened->executor->prepare_replays(length, [&](int64_t, int64_t all) {
     if (!capturing)
       capturing = std::make_unique<Progress>("capturing decode steps", static_cast<uint64_t>(all),
                                              ProgressOptions{.silent = !options.progress, .unit = "graphs"});
     capturing->add(1);
-  });
+  }));
   if (capturing) capturing->finish();
-  DG_TRY(opened->backend->status());
   return opened;
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/open_ranks.h"
 #include "app/profile_output.h"
 #include "engine/executor.h"
 #include "io/tensor_index.h"
@@ -19,7 +20,10 @@ class CheckedBackend;
 
 struct OpenOptions {
   std::string backend = "cpu";  // auto | cpu | cuda | reference | checked | checked-cuda
-  int gpu = 0;
+  int gpu = 0;                  // of rank 0; the others have those after it
+  int tensor_parallel = 1;      // ranks that compute together: GPUs, or backends that share the CPU
+  bool expert_parallel = false;
+  double collective_timeout = 30;  // seconds
   std::string isa = "auto";
   int threads = 0;             // 0: all physical cores allowed
   bool dummy_weights = false;  // random ones, from config.json alone (--load-format dummy)
@@ -45,12 +49,26 @@ struct OpenOptions {
   std::string profile_trace;  // with it: also a trace to this file
 };
 
-// Members are destroyed in reverse order: the executor and model before the weights, the backend last.
+// Members are destroyed in reverse order: the executor and model before the weights, the backend and the group of ranks last.
 struct OpenedModel {
+  // Rank 0 is `backend`, `store` and `model`; the others of --tensor-parallel-size are in other_ranks.
+  struct Rank {
+    std::unique_ptr<Backend>& backend;
+    std::unique_ptr<WeightStore>& store;
+    std::unique_ptr<Model>& model;
+  };
+  Rank rank(int r) {
+    if (r == 0) return {backend, store, model};
+    OpenedRank& other = other_ranks[static_cast<size_t>(r) - 1];
+    return {other.backend, other.store, other.model};
+  }
+
   std::string path;
   ModelConfig config;
   GenerationConfig generation;
   std::unique_ptr<TensorIndex> index;
+  std::unique_ptr<LocalGroup> group;  // of several ranks
+  std::vector<OpenedRank> other_ranks;
   std::unique_ptr<Backend> backend;
   CheckedBackend* checked = nullptr;  // the same object as `backend` with --backend checked
   std::unique_ptr<WeightStore> store;

@@ -81,6 +81,8 @@ Result<int> run_plan(const Options& options) {
   DG_ASSIGN(WeightPolicy policy, weight_policy(open));
   DG_ASSIGN(Dtype kv_dtype, kv_cache_dtype(open));
   DG_ASSIGN(ModelConfig config, read_model_config(path));
+  // Of several ranks the first; the others have as much, give or take a block.
+  config.parallel = {.size = open.tensor_parallel, .whole_experts = open.expert_parallel && config.moe.experts > 0};
   std::unique_ptr<TensorIndex> index;
   if (has_weight_files(path)) {
     DG_ASSIGN(TensorIndex opened, TensorIndex::open(path));

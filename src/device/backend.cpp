@@ -12,6 +12,12 @@ void Backend::linear_several(const LinearSeveral& op) {
   }
 }
 
+void Backend::download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) {
+  if (stride == row_bytes) return download(to, from, row_bytes * static_cast<size_t>(rows));
+  for (size_t r = 0; r < static_cast<size_t>(rows); r++)
+    download(static_cast<std::byte*>(to) + r * stride, static_cast<const std::byte*>(from) + r * row_bytes, row_bytes);
+}
+
 void Backend::linear_glu(const LinearGlu& op) {
   Arena::Scope scope(*op.scratch);
   Tensor gate = op.scratch->alloc({op.x.rows(), op.gate.out});

@@ -61,6 +61,8 @@ class Backend {
     synchronise();
     std::memcpy(to, from, bytes);
   }
+  // Rows of `row_bytes` that lie behind each other on the device, to rows `stride` bytes apart. Waits as download() does.
+  virtual void download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows);
   // Complete when it returns and in no order with ops: for loading. Any thread, several at a time.
   virtual void write(void* to, const void* from, size_t bytes) const { std::memcpy(to, from, bytes); }
   // Whether `linear`, `linear_glu`, `moe_experts` and `mla_attention` take weights of this format.

@@ -12,49 +12,70 @@ uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t
 }  // namespace
 
 Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& model, const ExecutorOptions& options) {
+  const ExecutorRank rank{backend, model};
+  return create({&rank, 1}, nullptr, options);
+}
+
+Result<std::unique_ptr<Executor>> Executor::create(std::span<const ExecutorRank> ranks, RankGroup* group, const ExecutorOptions& options) {
   CHECK(options.kv_tokens > 0 && options.max_step_tokens > 0 && options.arena_bytes > 0);
-  auto executor = std::unique_ptr<Executor>(new Executor(backend, model, options));
-  CacheLayout layout;
-  model.register_cache(layout);
-  int64_t blocks = (options.kv_tokens + options.block_tokens - 1) / options.block_tokens;
-  DG_ASSIGN(executor->kv_,
-            KvPool::create(
-                backend, layout,
-                {.dtype = options.kv_dtype, .block_tokens = options.block_tokens, .blocks = blocks, .padding_block = backend.replays()}));
-  executor->padding_block_ = static_cast<int32_t>(blocks);
-  DG_ASSIGN(executor->arena_memory_, backend.allocate(options.arena_bytes, "activations"));
-  executor->arena_ = Arena(executor->arena_memory_->data(), options.arena_bytes);
-  int64_t n = options.max_step_tokens;
-  DG_ASSIGN(executor->index_memory_, backend.allocate(static_cast<size_t>(4 * n) * 4, "step indices"));
-  executor->indices_.resize(static_cast<size_t>(4 * n));
-  if (!backend.host_memory()) {
-    const int64_t bytes = options.max_logit_rows * model.config().vocab * 4;
+  CHECK(ranks.size() == 1 || (group && group->size() == static_cast<int>(ranks.size())));
+  auto executor = std::unique_ptr<Executor>(new Executor(options));
+  executor->group_ = group;
+  for (const ExecutorRank& rank : ranks) {
+    DG_ASSIGN(auto made, RankExecutor::create(rank.backend, rank.model, options));
+    executor->ranks_.push_back(std::move(made));
+  }
+  executor->padding_block_ = static_cast<int32_t>((options.kv_tokens + options.block_tokens - 1) / options.block_tokens);
+  executor->indices_.resize(static_cast<size_t>(4 * options.max_step_tokens));
+  if (Backend& backend = ranks[0].backend; ranks.size() > 1 || !backend.host_memory()) {
+    const int64_t bytes = options.max_logit_rows * ranks[0].model.config().vocab * 4;
     DG_ASSIGN(executor->host_logits_, backend.allocate_host(static_cast<size_t>(bytes), "logits"));
   }
-  if (model.mtp_modules() > 0) {
-    int64_t hidden = model.config().hidden;
-    DG_ASSIGN(executor->carry_memory_, backend.allocate(static_cast<size_t>(options.max_step_sequences * hidden) * 4, "draft states"));
-    executor->carry_ = Tensor::of(executor->carry_memory_->data(), Dtype::kF32, {options.max_step_sequences, hidden});
-  }
   executor->slices_.reserve(static_cast<size_t>(options.max_step_sequences));
+  DG_ASSIGN(executor->threads_, RankThreads::create(static_cast<int>(ranks.size())));
   return executor;
 }
 
-Result<StepResult> Executor::run(std::span<const StepSequence> sequences) { return run_forward(sequences, nullptr); }
+Result<StepResult> Executor::run(std::span<const StepSequence> sequences) { return run_pass(sequences, {}); }
 
-Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden) { return run_forward(sequences, &hidden); }
-
-Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
-  auto n = static_cast<int64_t>(rows.size());
-  CHECK(rows.size() == sequences.size() && n <= carry_.rows());
-  Tensor carried = carry_.slice(0, 0, n);
-  backend_.upload(index_memory_->data(), rows.data(), rows.size_bytes());
-  backend_.gather_rows({.out = carried, .x = hidden, .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
-  arena_.release(0);
-  return run_forward(sequences, &carried);
+Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden) {
+  return run_pass(sequences, {.kind = RankPass::Kind::kMtp, .hidden = hidden, .hidden_offset = hidden_offset(hidden)});
 }
 
-Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden) {
+Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
+  CHECK(rows.size() == sequences.size());
+  return run_pass(sequences,
+                  {.kind = RankPass::Kind::kMtpAgain, .hidden = hidden, .hidden_offset = hidden_offset(hidden), .carried_rows = rows});
+}
+
+ptrdiff_t Executor::hidden_offset(const Tensor& hidden) const {
+  const Tensor& last = ranks_[0]->result().hidden;
+  const ptrdiff_t offset = static_cast<std::byte*>(hidden.data) - static_cast<std::byte*>(last.data);
+  CHECK(offset >= 0 && offset + static_cast<ptrdiff_t>(hidden.bytes()) <= static_cast<ptrdiff_t>(last.bytes())) << "not of the last pass";
+  return offset;
+}
+
+Result<void> Executor::status() const {
+  if (group_ && group_->failed()) {
+    auto error = group_->exchange(0, nullptr);  // of a failed group: why
+    if (!error.ok()) return error.error();
+  }
+  for (const auto& rank : ranks_) DG_TRY(rank->backend().status());
+  return {};
+}
+
+Result<void> Executor::run_ranks(const RankPass& pass, float* logits) {
+  DG_TRY(status());
+  const int64_t vocab = model().config().vocab;
+  threads_->run([&](int rank) {
+    RankExecutor& own = *ranks_[static_cast<size_t>(rank)];
+    own.issue(pass, rank == 0 ? observe_ : std::function<void(int, Tensor)>());
+    own.finish(logits, vocab);
+  });
+  return status();
+}
+
+Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, RankPass pass) {
   for (size_t i = 0; i < sequences.size(); i++) {
     const StepSequence& s = sequences[i];
     int64_t before = static_cast<int64_t>(s.blocks->blocks().size()) * options_.block_tokens;
@@ -92,59 +113,25 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   }
   CHECK(rows <= options_.max_logit_rows && static_cast<int64_t>(sequences.size()) <= options_.max_step_sequences);
 
-  const uint64_t key = mtp_hidden ? 0 : pad_for_replay(sequences, &tokens, &rows);
-
-  // The MTP pass reads `hidden` of the previous pass, which lives at the start of the arena: keep it there.
-  if (!mtp_hidden) arena_.release(0);
-  ForwardResult out;
-  if (key != 0) {
-    out = replay(key, tokens);
-    rows = static_cast<int64_t>(sequences.size());
-    out.logits = out.logits.slice(0, 0, rows);
-    out.hidden = out.hidden.slice(0, 0, rows);
-  } else {
-    Ctx ctx{backend_, arena_, *kv_, observe_};
-    const Batch batch = upload_batch(tokens, rows);
-    out = mtp_hidden ? model_.mtp_forward(ctx, batch, *mtp_hidden) : model_.forward(ctx, batch);
-  }
-  result.hidden = out.hidden;
-  result.logits = out.logits;
-  if (backend_.host_memory()) {
-    backend_.synchronise();
-  } else {
-    CHECK(!out.logits.valid() || out.logits.contiguous());
-    result.logits.data = host_logits_->data();
-    backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
-  }
-  DG_TRY(backend_.status());
+  if (pass.kind == RankPass::Kind::kMain) pass.replay_key = pad_for_replay(sequences, &tokens, &rows);
+  pass.indices = std::span(indices_).first(static_cast<size_t>(3 * tokens + rows));
+  pass.tokens = tokens;
+  pass.rows = rows;
+  pass.slices = slices_;
+  pass.wanted_rows = static_cast<int64_t>(sequences.size());
+  if (pass.replay_key != 0) rows = pass.wanted_rows;
+  auto* logits = host_logits_ ? static_cast<float*>(host_logits_->data()) : nullptr;
+  Result<void> done = run_ranks(pass, logits);
+  if (!done.ok()) return done.error();
+  result.hidden = ranks_[0]->result().hidden;
+  result.logits = logits ? Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab}) : ranks_[0]->result().logits;
   return result;
-}
-
-Batch Executor::upload_batch(int64_t tokens, int64_t rows) {
-  auto* base = static_cast<int32_t*>(index_memory_->data());
-  backend_.upload(base, indices_.data(), static_cast<size_t>(3 * tokens + rows) * sizeof(int32_t));
-  auto indices = [&](int64_t begin, int64_t n) { return Tensor::of(base + begin, Dtype::kI32, {n}); };
-  return {indices(0, tokens), indices(tokens, tokens), indices(2 * tokens, tokens), slices_, indices(3 * tokens, rows)};
-}
-
-ForwardResult Executor::replay(uint64_t key, int64_t tokens) {
-  const Batch batch = upload_batch(tokens, tokens);
-  backend_.begin_step(slices_, options_.block_tokens, static_cast<int64_t>(key >> 32));
-  backend_.replay(key, [&] {
-    arena_.release(0);
-    Ctx ctx{backend_, arena_, *kv_, {}};
-    const ForwardResult result = model_.forward(ctx, batch);
-    replayed_[key] = {result, arena_.mark()};
-  });
-  const Replayed& replayed = replayed_[key];
-  arena_.release(replayed.arena_mark);  // what an MTP pass must not overwrite
-  return replayed.result;
 }
 
 // Decode rows of sequences one token further each: their number is rounded up to one of a few, and the longest context to a power of
 // two, so that few graphs serve all steps.
 uint64_t Executor::pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows) {
-  if (!backend_.replays() || observe_) return 0;
+  if (!backend().replays() || observe_) return 0;
   auto count = static_cast<int64_t>(sequences.size());
   int64_t longest = kShortestReplay;
   for (const StepSequence& s : sequences) {
@@ -176,8 +163,8 @@ void Executor::pad_rows(int64_t count, int64_t size) {
   }
 }
 
-void Executor::prepare_replays(int64_t longest_context, const std::function<void(int64_t, int64_t)>& progress) {
-  if (!backend_.replays()) return;
+Result<void> Executor::prepare_replays(int64_t longest_context, const std::function<void(int64_t, int64_t)>& progress) {
+  if (!backend().replays()) return {};
   std::vector<uint64_t> keys;
   int64_t longest = kShortestReplay;
   while (longest < longest_context) longest *= 2;
@@ -187,24 +174,19 @@ void Executor::prepare_replays(int64_t longest_context, const std::function<void
       if (replay_size(count) == count) keys.push_back(replay_key(longest, count));
   for (size_t i = 0; i < keys.size(); i++) {
     const auto size = static_cast<int64_t>(keys[i] & 0xffffffff);
-    for (int run = 0; run < 2; run++) {  // the first chooses kernels, the second is captured
-      slices_.clear();
-      pad_rows(0, size);
-      replay(keys[i], size);
-      backend_.synchronise();
-    }
+    slices_.clear();
+    pad_rows(0, size);
+    const RankPass pass{.indices = std::span(indices_).first(static_cast<size_t>(4 * size)),
+                        .tokens = size,
+                        .rows = size,
+                        .slices = slices_,
+                        .replay_key = keys[i],
+                        .wanted_rows = size};
+    threads_->run([&](int rank) { ranks_[static_cast<size_t>(rank)]->prepare(pass); });
+    DG_TRY(status());
     if (progress) progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(keys.size()));
   }
-}
-
-Tensor Executor::read_hidden(const StepResult& result, int64_t first, int64_t count) {
-  Tensor rows = result.hidden.slice(0, first, count);
-  if (backend_.host_memory()) return rows;
-  CHECK(rows.contiguous());
-  host_hidden_.resize(static_cast<size_t>(rows.elements()));
-  backend_.download(host_hidden_.data(), rows.data, rows.bytes());
-  rows.data = host_hidden_.data();
-  return rows;
+  return {};
 }
 
 }  // namespace dg

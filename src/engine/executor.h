@@ -1,13 +1,15 @@
-// Executor: runs plain-data steps of one model on one backend. It owns the arena, the KV pool and the step's index buffers;
-// the engine (one thread) decides what runs. Engine thread only.
+// Executor: runs plain-data steps of one model on one backend, or on several that compute it together (tensor parallel). It makes the
+// indices of a step and hands them to every rank (RankExecutor); the engine (one thread) decides what runs. Engine thread only.
 #pragma once
 #include <functional>
 #include <memory>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "base/result.h"
+#include "device/rank_group.h"
+#include "engine/rank_executor.h"
+#include "engine/rank_threads.h"
 #include "model/model.h"
 
 namespace dg {
@@ -44,58 +46,60 @@ struct StepResult {
   const float* row(int64_t i) const { return logits.f32(i); }
 };
 
+// A device and the part of the model on it. One, or several that compute together.
+struct ExecutorRank {
+  Backend& backend;
+  Model& model;
+};
+
 class Executor {
  public:
   static Result<std::unique_ptr<Executor>> create(Backend& backend, Model& model, const ExecutorOptions& options);
+  // By rank; `group` is theirs and outlives the executor. Once it has failed, every step does.
+  static Result<std::unique_ptr<Executor>> create(std::span<const ExecutorRank> ranks, RankGroup* group, const ExecutorOptions& options);
 
-  // Runs one step. An error (KV cache full) leaves the sequences as they were. Exceeding max_step_tokens is a bug.
+  // Runs one step. An error (KV cache full) leaves the sequences as they were; that of a rank leaves their new rows undefined.
+  // Exceeding max_step_tokens is a bug.
   Result<StepResult> run(std::span<const StepSequence> sequences);
-  // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one.
+  // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one; of the last pass.
   Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden);
   // One more pass of the MTP module on some rows of the last one: one row per sequence, `hidden` (tokens, hidden) of that
   // pass, rows[i] the row that sequence i goes on from. The results of the passes before are no longer valid.
   Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows);
 
   // Captures decode steps of every size, for contexts up to `longest_context`, on a backend that replays them; else nothing.
-  void prepare_replays(int64_t longest_context, const std::function<void(int64_t done, int64_t all)>& progress);
+  Result<void> prepare_replays(int64_t longest_context, const std::function<void(int64_t done, int64_t all)>& progress);
   // Rows [first, first + count) of a step's hidden state in host memory, valid until the next call. (count, hidden)
-  Tensor read_hidden(const StepResult& result, int64_t first, int64_t count);
+  Tensor read_hidden(const StepResult& result, int64_t first, int64_t count) { return ranks_[0]->read_rows(result.hidden, first, count); }
 
-  Backend& backend() { return backend_; }
-  Model& model() { return model_; }
-  KvPool& kv() { return *kv_; }
+  // Of rank 0, whose blocks are those of all ranks.
+  Backend& backend() { return ranks_[0]->backend(); }
+  Model& model() { return ranks_[0]->model(); }
+  KvPool& kv() { return ranks_[0]->kv(); }
   const ExecutorOptions& options() const { return options_; }
-  size_t arena_peak() const { return arena_.peak(); }
+  size_t arena_peak() const { return ranks_[0]->arena_peak(); }
   void set_observer(std::function<void(int, Tensor)> observe) { observe_ = std::move(observe); }
 
  private:
-  Executor(Backend& backend, Model& model, const ExecutorOptions& options) : backend_(backend), model_(model), options_(options) {}
-  Result<StepResult> run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden);
-  Batch upload_batch(int64_t tokens, int64_t rows);
+  explicit Executor(const ExecutorOptions& options) : options_(options) {}
+  Result<StepResult> run_pass(std::span<const StepSequence> sequences, RankPass pass);
+  Result<void> run_ranks(const RankPass& pass, float* logits);
+  ptrdiff_t hidden_offset(const Tensor& hidden) const;
   // Fills a step of decode rows up to a size that is replayed; 0: this step is issued op by op.
   uint64_t pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows);
   int64_t replay_size(int64_t count) const;
   void pad_rows(int64_t count, int64_t size);
-  ForwardResult replay(uint64_t key, int64_t tokens);
+  Result<void> status() const;
 
-  Backend& backend_;
-  Model& model_;
   ExecutorOptions options_;
-  std::unique_ptr<KvPool> kv_;
-  std::unique_ptr<DeviceMemory> arena_memory_, index_memory_, carry_memory_;
-  std::unique_ptr<DeviceMemory> host_logits_;  // these two where the device's memory is not the host's
-  std::vector<float> host_hidden_;
-  Arena arena_;
-  std::vector<int32_t> indices_;  // ids, positions, slots and logit rows of a step, in this order without gaps
-  Tensor carry_;                  // (max_step_sequences, hidden) between passes of the MTP module
+  RankGroup* group_ = nullptr;
+  std::vector<std::unique_ptr<RankExecutor>> ranks_;
+  std::unique_ptr<DeviceMemory> host_logits_;  // where rank 0 alone has no logits that the host can read
+  std::vector<int32_t> indices_;               // RankPass::indices
   std::vector<SequenceSlice> slices_;
   int32_t padding_block_ = 0;
-  struct Replayed {
-    ForwardResult result;
-    size_t arena_mark = 0;
-  };
-  std::unordered_map<uint64_t, Replayed> replayed_;  // where a step's results lie, by key
   std::function<void(int, Tensor)> observe_;
+  std::unique_ptr<RankThreads> threads_;  // the first to go: they use all the others
 };
 
 }  // namespace dg

@@ -25,6 +25,13 @@ struct RopeConfig {
   std::vector<float> divisors;  // (rotary_dim / 2), optional: of the frequencies, as GGUF files have them for Llama 3
 };
 
+// Which part of the model is computed here: rank `rank` of `size` that split every layer among them (docs/parallel.md).
+struct Parallel {
+  int rank = 0, size = 1;
+  bool whole_experts = false;  // each rank keeps some of the routed experts; else a part of every one
+  bool first() const { return rank == 0; }
+};
+
 struct ModelConfig {
   std::string origin;        // path of the file, for messages
   std::string architecture;  // architectures[0], e.g. "DeepseekV3ForCausalLM"
@@ -54,6 +61,7 @@ struct ModelConfig {
   QuantConfig quantization;
   std::optional<int64_t> bos;
   std::vector<int64_t> eos;
+  Parallel parallel;  // not from the file: chosen by who makes the model
 };
 
 // Reads `directory`/config.json, or the metadata of a GGUF file or directory (gguf_config.h). Errors name the file, the field, what was

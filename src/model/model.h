@@ -32,7 +32,7 @@ struct Ctx {
 
 struct ForwardResult {
   Tensor hidden;  // (tokens, hidden), after the final norm: what an MTP module takes
-  Tensor logits;  // (logit rows, vocab)
+  Tensor logits;  // (logit rows, vocab); of a rank of several (rows, its share of the vocabulary)
 };
 
 class Model {
@@ -41,6 +41,8 @@ class Model {
   virtual const ModelConfig& config() const = 0;
   virtual void register_cache(CacheLayout& layout) = 0;
   virtual ForwardResult forward(Ctx& ctx, const Batch& batch) = 0;
+  // The first token of this rank's logits.
+  virtual int64_t first_logit() const = 0;
 
   // Multi-token prediction (DeepSeek-V3 report section 2.2). The row at position p takes `hidden` of position p and, as
   // ids, the token at p + 1; its logits predict the token at p + 2. Own cache parts, same slots as the main model.

@@ -7,12 +7,14 @@
 // reading. Sources are immutable: any thread may read, each with its own LoadScratch.
 #pragma once
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "io/tensor_index.h"
 #include "model/quant_config.h"
+#include "model/weight_part.h"
 #include "quant/format.h"
 
 namespace dg {
@@ -24,6 +26,7 @@ class WeightSource;
 struct LoadScratch {
   int64_t task_first = 0, task_rows = 0;  // of the calls to come, set by the loader
   std::vector<std::byte> strip, raw;
+  std::vector<std::byte> part_data, part_scales;  // whole rows, of which a part is kept
   std::vector<int32_t> order, groups;
   const WeightSource* strip_of = nullptr;  // what `strip` holds: of this source, from this row, so many rows
   int64_t strip_first = -1, strip_rows = 0;
@@ -42,7 +45,7 @@ class WeightSource {
   const std::vector<const TensorInfo*>& tensors() const { return tensors_; }
 
   // Rows [first, first + rows) in format(): data of format().data_bytes(rows, in), scales of scale_bytes(rows, in). `first`
-  // is a multiple of kReadRows. The error names file, tensor, what was expected and found.
+  // is a multiple of kReadRows, or where a part may be cut (cuts()). The error names file, tensor, what was expected and found.
   static constexpr int64_t kReadRows = 128;
   virtual Result<void> read(int64_t first, int64_t rows, std::byte* data, std::byte* scales, LoadScratch& scratch) const = 0;
 
@@ -53,7 +56,16 @@ class WeightSource {
   virtual bool permuted() const { return false; }
   virtual Result<std::vector<int32_t>> columns() const { return std::vector<int32_t>(); }
 
+  // Where part_of_source() may cut.
+  WeightCuts cuts() const {
+    WeightCuts cuts = cuts_of(*format_);
+    return {std::lcm(cuts.rows, rows_of_word()), permuted() ? 0 : cuts.columns};
+  }
+  const TensorIndex& index() const { return index_; }
+
  protected:
+  // Rows that share a published word: read() begins and ends at a multiple, or at the end.
+  virtual int64_t rows_of_word() const { return 1; }
   WeightSource(const TensorIndex& index, const Format& format, int64_t out, int64_t in)
       : index_(index), format_(&format), out_(out), in_(in) {}
   std::string where(const TensorInfo& info) const;  // "path: tensor name"

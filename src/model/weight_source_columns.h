@@ -28,6 +28,7 @@ class ColumnPackedSource : public WeightSource {
   Result<std::vector<int32_t>> columns() const override;
 
  protected:
+  int64_t rows_of_word() const override { return 32 / layout_.bits; }
   // Codes of `n` columns from `column` on of the k-th element: `words` holds weight_rows rows of a strip, `stride` words each.
   virtual void unpack_codes(const uint32_t* words, int64_t stride, int64_t k, int64_t column, int64_t n, uint8_t* to) const = 0;
   // Stored zero points of `n` columns from a row of packed words.

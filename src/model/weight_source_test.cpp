@@ -180,6 +180,34 @@ class WeightSourceTest : public ::testing::Test {
     return load(backend_, out, in, config, policy, use);
   }
 
+  // Every scheme in parts: rows, columns, and with the values of the whole in each. `row` and `column`: where to cut.
+  void expect_parts(int64_t out, int64_t in, const QuantConfig& config, int64_t row, int64_t column) {
+    auto whole = load(out, in, config);
+    ASSERT_TRUE(whole->result.ok()) << whole->result.error().message;
+    std::vector<WeightPart> parts = {WeightPart::of_rows(0, row), WeightPart::of_rows(row, out - row)};
+    if (column > 0) {
+      parts.push_back(WeightPart::of_columns(0, column));
+      parts.push_back(WeightPart::of_columns(column, in - column));
+    }
+    for (const WeightPart& part : parts)
+      for (bool float32 : {false, true}) {
+        WeightStore store(backend_, whole->index.get(), {.float32 = float32});
+        store.set_quantization(config);
+        Weight w;
+        store.matrix(&w, "m.weight", out, in, WeightClass::kMlp, WeightUse::kProduct, part);
+        Result<void> result = store.load({.threads = 2});
+        ASSERT_TRUE(result.ok()) << result.error().message;
+        ASSERT_EQ(w.out, part.local_out(out));
+        ASSERT_EQ(w.in, part.local_in(in));
+        EXPECT_LE(store.bytes(), w.bytes() + (w.columns ? 4 * in : 0) + 3 * 64);
+        for (int64_t n = 0; n < w.out; n++) {
+          const std::vector<float> found = row_of(w, n), expected = row_of(whole->weight, part.first_row + n);
+          for (size_t k = 0; k < found.size(); k++)
+            ASSERT_EQ(found[k], expected[static_cast<size_t>(part.first_column) + k]) << "row " << n << " column " << k;
+        }
+      }
+  }
+
   // The loaded rows, columns back in the published order.
   static std::vector<float> row_of(const Weight& w, int64_t row) {
     std::vector<float> stored(static_cast<size_t>(w.in)), out(stored.size());
@@ -257,6 +285,71 @@ TEST_F(WeightSourceTest, GptqOfBothWidthsAndVersionsWithAndWithoutActOrder) {
             for (int64_t k = 0; k < in; k++)
               ASSERT_EQ(row_of(rows->weight, 7)[static_cast<size_t>(k)], f16_to_float(float_to_f16(c.value(7, k))));
           }
+}
+
+TEST_F(WeightSourceTest, PartsOfEveryScheme) {
+  clear();
+  add_awq(make_coded(2056, 256, 64, 4, false, 0, 15, false));
+  expect_parts(2056, 256, kAwq, 1032, 96);
+  for (int bits : {4, 8})
+    for (bool act_order : {false, true}) {
+      clear();
+      add_gptq(make_coded(160, 256, 64, bits, true, 0, 0, act_order), false, act_order);
+      const QuantConfig config{.method = QuantConfig::Method::kGptq,
+                               .bits = bits,
+                               .group = 64,
+                               .symmetric = true,
+                               .act_order = act_order,
+                               .zero_minus_one = false};
+      expect_parts(160, 256, config, 72, act_order ? 0 : 160);
+      for (bool g_idx : {false, true}) {
+        clear();
+        add_packed(make_coded(148, 256, 64, bits, false, 0, (1 << bits) - 1, g_idx), false, g_idx, Dtype::kF16);
+        expect_parts(148, 256, kCt, 51, g_idx ? 0 : 32);
+      }
+    }
+  // In act order a rank's columns of x lie anywhere.
+  clear();
+  add_gptq(make_coded(160, 256, 64, 4, true, 0, 0, true), false, true);
+  const QuantConfig act_order{
+      .method = QuantConfig::Method::kGptq, .bits = 4, .group = 64, .symmetric = true, .act_order = true, .zero_minus_one = false};
+  auto l = load(160, 256, act_order);
+  WeightStore cut(backend_, l->index.get(), {});
+  cut.set_quantization(act_order);
+  Weight w;
+  cut.matrix(&w, "m.weight", 160, 256, WeightClass::kMlp, WeightUse::kProduct, WeightPart::of_columns(128, 128));
+  ASSERT_FALSE(cut.status().ok());
+  EXPECT_NE(cut.status().error().message.find("m.qweight: cannot be split by columns: they are in act order (desc_act)"),
+            std::string::npos);
+
+  clear();
+  std::vector<uint8_t> bytes(static_cast<size_t>(320 * 224));
+  for (size_t i = 0; i < bytes.size(); i++) bytes[i] = static_cast<uint8_t>(i * 29 % 120);
+  add("m.weight", Dtype::kI8, {320, 224}, bytes);
+  add("m.weight_scale", Dtype::kF32, {320, 1}, std::vector<float>(320, 0.5f));
+  expect_parts(320, 224, kCt, 33, 7);
+  for (const auto& [rows, columns, row, column] :
+       {std::tuple<int64_t, int64_t, int64_t, int64_t>{3, 2, 128, 128}, {3, 2, 96, 32}, {10, 7, 64, 96}}) {
+    clear();
+    std::vector<float> scales;
+    for (int64_t i = 0; i < rows * columns; i++) scales.push_back(0.01f * static_cast<float>(i + 1));
+    add("m.weight", Dtype::kF8E4m3, {320, 224}, bytes);
+    add("m.scale", Dtype::kF32, {rows, columns}, scales);
+    expect_parts(320, 224, {.method = QuantConfig::Method::kFp8}, row, column);
+  }
+  clear();
+  add("m.weight", Dtype::kF8E4m3, {320, 224}, bytes);
+  add("m.weight_scale", Dtype::kF32, {320, 1}, std::vector<float>(320, 0.25f));
+  expect_parts(320, 224, kCt, 5, 9);
+  clear();
+  add("m.weight", Dtype::kI8, {320, 112}, std::vector<uint8_t>(bytes.begin(), bytes.begin() + 320 * 112));
+  add("m.scale", Dtype::kF8E8m0, {320, 7}, std::vector<uint8_t>(320 * 7, 120));
+  expect_parts(320, 224, {.method = QuantConfig::Method::kFp8}, 5, 64);
+  clear();
+  std::vector<uint16_t> half;
+  for (size_t i = 0; i < bytes.size(); i++) half.push_back(float_to_bf16(static_cast<float>(i % 1000)));
+  add("m.weight", Dtype::kBf16, {320, 224}, half);
+  expect_parts(320, 224, {}, 1, 3);
 }
 
 TEST_F(WeightSourceTest, AProductInActOrderIsThatOfTheWeights) {

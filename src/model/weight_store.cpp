@@ -84,10 +84,23 @@ void WeightStore::count(const Item& item, int sign) {
   if (by_format == 0) bytes_by_format_.erase(item.format->name);
 }
 
-void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use) {
-  if (auto known = by_name_.find(name); known != by_name_.end()) {
+const Format& WeightStore::planned_format(WeightClass c) const {
+  const bool quantised = c != WeightClass::kEmbedding && c != WeightClass::kHead && c != WeightClass::kRouter;
+  return quantised ? *assumed_ : kBf16;
+}
+
+WeightCuts WeightStore::cuts(const std::string& name, int64_t out, int64_t in, WeightClass weight_class) const {
+  if (!index_) return cuts_of(planned_format(weight_class));
+  auto source = find_weight_source(*index_, quantization_, name, out, in);
+  return source.ok() ? (*source)->cuts() : WeightCuts{};
+}
+
+void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use,
+                         const WeightPart& part) {
+  const auto known = by_name_.find(name);
+  if (known != by_name_.end() && items_[known->second].out == part.local_out(out) && items_[known->second].in == part.local_in(in)) {
     Item& item = items_[known->second];
-    CHECK(item.out == out && item.in == in) << name;
+    CHECK(item.part.first_row == part.first_row && item.part.first_column == part.first_column) << name;
     item.weights.push_back(to);
     count(item, -1);
     (use == WeightUse::kRows ? item.as_rows : item.as_product) = true;
@@ -96,21 +109,29 @@ void WeightStore::matrix(Weight* to, const std::string& name, int64_t out, int64
     count(item, +1);
     return;
   }
+  // Another part of what is there already (a head tied to the embedding) is kept beside it.
+  CHECK(known == by_name_.end() || !part.whole(out, in)) << name;
   Item item;
   item.name = name;
-  item.out = out;
-  item.in = in;
+  item.part = part;
+  item.out = part.local_out(out);
+  item.in = part.local_in(in);
   item.weight_class = weight_class;
   (use == WeightUse::kRows ? item.as_rows : item.as_product) = true;
   item.weights.push_back(to);
   if (index_) {
     auto source = find_weight_source(*index_, quantization_, name, out, in);
     if (!source.ok()) return fail(source.error());
-    item.source = std::move(*source);
+    const std::string origin = where(*(*source)->tensors()[0]);
+    auto kept = part_of_source(std::move(*source), part, origin);
+    if (!kept.ok()) return fail(kept.error());
+    item.source = std::move(*kept);
     item.source_format = &item.source->format();
   } else {
-    bool quantised = weight_class != WeightClass::kEmbedding && weight_class != WeightClass::kHead && weight_class != WeightClass::kRouter;
-    item.source_format = quantised ? assumed_ : &kBf16;
+    const Format& format = planned_format(weight_class);
+    auto kept = part_format(format, cuts_of(format), part, fmt::format("tensor {}", name));
+    if (!kept.ok()) return fail(kept.error());
+    item.source_format = *kept;
   }
   Result<void> settled = settle(item);
   if (!settled.ok()) return fail(settled.error());
@@ -141,19 +162,22 @@ Result<void> WeightStore::check_columns() const {
   return {};
 }
 
-void WeightStore::vector(Tensor* to, const std::string& name, int64_t size) {
+void WeightStore::vector(Tensor* to, const std::string& name, int64_t size, int64_t first, int64_t elements) {
   Item item;
   item.name = name;
   item.out = 1;
-  item.in = size;
+  item.part = WeightPart::of_columns(first, elements < 0 ? size : elements);
+  item.in = item.part.columns;
   item.is_vector = true;
   item.source_format = item.format = &kF32;
-  item.data_bytes = size * 4;
+  item.data_bytes = item.in * 4;
   item.tensors.push_back(to);
   if (index_) {
     auto source = find_vector_source(*index_, name, size);
     if (!source.ok()) return fail(source.error());
-    item.source = std::move(*source);
+    auto kept = part_of_source(std::move(*source), item.part, name);
+    if (!kept.ok()) return fail(kept.error());
+    item.source = std::move(*kept);
     item.source_format = &item.source->format();
   }
   count(item, +1);
@@ -190,8 +214,8 @@ bool WeightStore::belongs(const TensorInfo& info) const {
   if (by_name_.count(info.name) || ignored_.count(info.name)) return true;
   if (name.find("rotary_emb.inv_freq") != std::string_view::npos) return true;  // old Llama checkpoints carry it
   if (quantization_.method != QuantConfig::Method::kNone && is_side_tensor(name)) return true;
-  for (const std::string& prefix : ignored_prefixes_)
-    if (name.starts_with(prefix)) return true;
+  for (size_t dot = name.find('.'); !ignored_prefixes_.empty() && dot != std::string_view::npos; dot = name.find('.', dot + 1))
+    if (ignored_prefixes_.count(std::string(name.substr(0, dot + 1)))) return true;
   return is_zero_bias(info);
 }
 

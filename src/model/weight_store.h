@@ -24,6 +24,7 @@
 #include "io/tensor_index.h"
 #include "model/load_placement.h"
 #include "model/quant_config.h"
+#include "model/weight_part.h"
 
 namespace dg {
 
@@ -64,15 +65,20 @@ class WeightStore {
   WeightStore& operator=(const WeightStore&) = delete;
 
   // --- declare; the first problem is kept for status() ---
-  void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use = WeightUse::kProduct);
-  void vector(Tensor* to, const std::string& name, int64_t size);  // kept in f32
-  void constant(Tensor* to, std::vector<float> values);            // e.g. rotary frequencies
+  // (out, in) is the published shape, of which `part` is kept.
+  void matrix(Weight* to, const std::string& name, int64_t out, int64_t in, WeightClass weight_class, WeightUse use = WeightUse::kProduct,
+              const WeightPart& part = {});
+  // Elements [first, first + count) of a vector of `size`, in f32; count -1: all.
+  void vector(Tensor* to, const std::string& name, int64_t size, int64_t first = 0, int64_t count = -1);
+  // Where matrix() may cut; 1 x 1 of a matrix that is missing (matrix() will say so).
+  WeightCuts cuts(const std::string& name, int64_t out, int64_t in, WeightClass weight_class) const;
+  void constant(Tensor* to, std::vector<float> values);  // e.g. rotary frequencies
   // Two declared matrices that one op reads together (experts of a layer): an error if they are kept in different formats or,
   // with `columns` and found by load(), with their columns in different orders.
   void alike(const std::string& first, const std::string& second, bool columns);
-  bool has(const std::string& name) const;                         // in the checkpoint (true when planning)
-  void ignore(const std::string& name) { ignored_.insert(name); }  // present but not needed
-  void ignore_prefix(const std::string& prefix) { ignored_prefixes_.push_back(prefix); }
+  bool has(const std::string& name) const;                                             // in the checkpoint (true when planning)
+  void ignore(const std::string& name) { ignored_.insert(name); }                      // present but not needed
+  void ignore_prefix(const std::string& prefix) { ignored_prefixes_.insert(prefix); }  // which ends with a dot
   void fail(Error error);
   // First declaration error, or a tensor of the checkpoint that nothing declared.
   Result<void> status() const;
@@ -110,6 +116,7 @@ class WeightStore {
   struct Buffers;
   // Decides format, layout and bytes of a matrix from its source, policy and uses; checks that the backend takes it.
   Result<void> settle(Item& item) const;
+  const Format& planned_format(WeightClass weight_class) const;
   void count(const Item& item, int sign);
   Result<void> allocate();
   void bind();
@@ -132,8 +139,7 @@ class WeightStore {
   std::vector<Item> items_;
   std::vector<std::pair<size_t, size_t>> same_columns_;  // of items_, both in act order
   std::unordered_map<std::string, size_t> by_name_;
-  std::unordered_set<std::string> ignored_;
-  std::vector<std::string> ignored_prefixes_;
+  std::unordered_set<std::string> ignored_, ignored_prefixes_;
   std::unordered_map<std::string, int64_t> bytes_by_format_;
   ClassTotal totals_[kWeightClassCount + 1];
   int64_t bytes_ = 0;

@@ -19,7 +19,8 @@ struct WeightStore::Item {
   bool as_product = false, as_rows = false;  // how it was declared
   bool prepared = false;                     // `data` is laid out by the backend, scales included
   bool keeps_columns = false;                // act order stays; else the loader puts the columns in order
-  int64_t out = 0, in = 0;
+  WeightPart part;                           // of the published matrix
+  int64_t out = 0, in = 0;                   // of the part
   int64_t data_bytes = 0, scale_bytes = 0;
   int64_t data_offset = 0, scale_offset = 0, columns_offset = 0;  // fixed by allocate()
   std::vector<Weight*> weights;                                   // views to fill in; several when declared several times

@@ -50,6 +50,7 @@ struct EngineSetup {
   SpeculationMethod speculation = SpeculationMethod::kNone;
   int draft_tokens = 1;
   bool deterministic = true;
+  int tensor_parallel = 1;
 };
 
 class EngineOnModel : public ::testing::Test {
@@ -57,7 +58,8 @@ class EngineOnModel : public ::testing::Test {
   void start(const EngineSetup& setup) {
     engine_.reset();
     model_.reset();
-    OpenOptions open{.threads = 2,
+    OpenOptions open{.tensor_parallel = setup.tensor_parallel,
+                     .threads = 2,
                      .max_model_len = 512,
                      .max_step_tokens = setup.max_step_tokens,
                      .max_sequences = setup.sequences,
@@ -243,6 +245,19 @@ TEST_F(EngineOnModel, EmbeddingsOfTheSameTextAreEqualAndOfOthersNot) {
     EXPECT_EQ(a, embed("the cat sat on the mat and looked at the moon for a long time", pooling));
     EXPECT_NE(a, embed("12 + 30 = 42", pooling));
   }
+}
+
+TEST_F(EngineOnModel, RanksTogetherGiveTheTextOfOneWithAndWithoutDrafts) {
+  auto answers = [&](const EngineSetup& setup) {
+    start(setup);
+    std::vector<std::vector<int32_t>> ids;
+    for (const char* question : {"What is 12 + 30?", "Calculate 515 plus 4.", "What is the capital of France?"})
+      ids.push_back(run(ask(question, 0, 0))->ids[0]);
+    return ids;
+  };
+  const auto one = answers({});
+  EXPECT_EQ(answers({.tensor_parallel = 2}), one);
+  EXPECT_EQ(answers({.speculation = SpeculationMethod::kMtp, .draft_tokens = 3, .tensor_parallel = 2}), one);
 }
 
 TEST_F(EngineOnModel, PrefixCacheSkipsThePrompt) {

@@ -1,10 +1,15 @@
 // Executor on a backend that captures and replays steps and whose memory the host must not touch: the CPU behind a tape of its ops.
-// What is replayed is exactly what was issued, with the sequences of begin_step(), as a CUDA graph does it.
+// What is replayed is exactly what was issued, with the sequences of begin_step(), as a CUDA graph does it. And Executor on several such
+// backends that compute together, with failures.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
+#include <thread>
 
 #include "backends/cpu/cpu.h"
+#include "device/local_group.h"
+#include "engine/executor.h"
 #include "engine/warm_up.h"
 #include "io/tensor_index.h"
 #include "plan/sizing.h"
@@ -85,37 +90,66 @@ class TapeBackend : public Backend {
 };
 
 struct Loaded {
-  std::unique_ptr<Backend> backend;
+  std::unique_ptr<LocalGroup> group;
   std::unique_ptr<TensorIndex> index;
-  std::unique_ptr<WeightStore> store;
-  std::unique_ptr<Model> model;
+  struct Rank {
+    std::unique_ptr<Backend> backend;
+    std::unique_ptr<WeightStore> store;
+    std::unique_ptr<Model> model;
+  };
+  std::vector<Rank> ranks;
   std::unique_ptr<Executor> executor;
 };
 
-Loaded load(const std::string& path, std::unique_ptr<Backend> backend) {
+Loaded load(const std::string& path, std::unique_ptr<LocalGroup> group, std::vector<std::unique_ptr<Backend>> backends) {
   Loaded l;
-  l.backend = std::move(backend);
+  l.group = std::move(group);
   auto config = read_model_config(path);
   auto index = TensorIndex::open(path);
   EXPECT_TRUE(config.ok() && index.ok());
   l.index = std::make_unique<TensorIndex>(std::move(*index));
-  l.store = std::make_unique<WeightStore>(*l.backend, l.index.get(), WeightPolicy{});
-  auto model = make_model(*config, *l.store);
-  EXPECT_TRUE(model.ok());
-  l.model = std::move(*model);
-  EXPECT_TRUE(l.store->load({.threads = 2}).ok());
   ExecutorOptions options{.kv_tokens = 4096, .max_step_tokens = 64, .max_step_sequences = 11, .max_logit_rows = 11};
-  options.arena_bytes = measure_arena_bytes(*l.model, 64, 11, 2048, 11);
-  auto executor = Executor::create(*l.backend, *l.model, options);
+  l.ranks.resize(backends.size());
+  std::vector<ExecutorRank> parts;
+  for (size_t r = 0; r < backends.size(); r++) {
+    Loaded::Rank& rank = l.ranks[r];
+    rank.backend = std::move(backends[r]);
+    rank.store = std::make_unique<WeightStore>(*rank.backend, l.index.get(), WeightPolicy{});
+    config->parallel = {.rank = static_cast<int>(r), .size = static_cast<int>(backends.size())};
+    auto model = make_model(*config, *rank.store);
+    EXPECT_TRUE(model.ok());
+    rank.model = std::move(*model);
+    EXPECT_TRUE(rank.store->load({.threads = 2}).ok());
+    options.arena_bytes = std::max(options.arena_bytes, measure_arena_bytes(*rank.model, 64, 11, 2048, 11));
+    parts.push_back({*rank.backend, *rank.model});
+  }
+  auto executor = Executor::create(parts, l.group.get(), options);
   EXPECT_TRUE(executor.ok());
   l.executor = std::move(*executor);
   return l;
 }
 
-std::unique_ptr<Backend> cpu() {
-  auto made = make_cpu_backend({.threads = 2, .pin = false});
+Loaded load(const std::string& path, std::unique_ptr<Backend> backend) {
+  std::vector<std::unique_ptr<Backend>> one;
+  one.push_back(std::move(backend));
+  return load(path, nullptr, std::move(one));
+}
+
+std::unique_ptr<Backend> cpu(RankGroup* group = nullptr, int rank = 0) {
+  auto made = make_cpu_backend({.threads = group ? 1 : 2, .pin = false, .group = group, .rank = rank});
   EXPECT_TRUE(made.ok());
   return std::move(*made);
+}
+
+// Ranks, each behind a tape or not.
+Loaded load_ranks(const std::string& path, int ranks, bool taped, std::chrono::milliseconds timeout = std::chrono::seconds(30)) {
+  auto group = std::make_unique<LocalGroup>(ranks, timeout);
+  std::vector<std::unique_ptr<Backend>> backends;
+  for (int r = 0; r < ranks; r++) {
+    backends.push_back(cpu(group.get(), r));
+    if (taped) backends.back() = std::make_unique<TapeBackend>(std::move(backends.back()));
+  }
+  return load(path, std::move(group), std::move(backends));
 }
 
 // Logits and hidden states of `steps` steps of `count` sequences behind prompts of different lengths.
@@ -172,10 +206,11 @@ TEST_P(ReplayTest, EverySizeIsCapturedBeforehand) {
   TapeBackend& taped = *tape;
   Loaded replaying = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::move(tape));
   int64_t last = 0;
-  replaying.executor->prepare_replays(2048, [&](int64_t done, int64_t all) {
+  auto prepared = replaying.executor->prepare_replays(2048, [&](int64_t done, int64_t all) {
     EXPECT_EQ(done, ++last);
     EXPECT_EQ(all, 10);
   });
+  EXPECT_TRUE(prepared.ok());
   EXPECT_EQ(taped.keys(), 10u) << "1, 2, 4, 8, 11 for contexts to 1024 and 2048";
   for (int count : {1, 3, 11}) decode(*replaying.executor, count, 2);
   EXPECT_EQ(taped.keys(), 10u);
@@ -218,6 +253,78 @@ TEST_P(ReplayTest, StepOfAFailedDeviceIsAnError) {
     if (!result.ok()) {
       EXPECT_EQ(result.error().kind, ErrorKind::kDevice);
     }
+  }
+}
+
+TEST(ParallelExecutor, ReplaysOnEveryRankAndReadsLogitsFromDevices) {
+  const std::string path = DG_SOURCE_DIR "/tests/golden/qwen2_tied";
+  Loaded one = load(path, cpu()), plain = load_ranks(path, 2, false), taped = load_ranks(path, 2, true);
+  auto prepared = taped.executor->prepare_replays(1024, {});
+  ASSERT_TRUE(prepared.ok());
+  for (int count : {1, 3, 11}) {
+    const std::vector<float> expected = decode(*one.executor, count, 3), found = decode(*plain.executor, count, 3);
+    EXPECT_EQ(decode(*taped.executor, count, 3), found) << "a device and a replay change nothing";
+    ASSERT_EQ(found.size(), expected.size());
+    double square = 0, worst = 0;
+    for (size_t i = 0; i < found.size(); i++) {
+      square += std::pow(expected[i], 2);
+      worst = std::max(worst, static_cast<double>(std::fabs(found[i] - expected[i])));
+    }
+    EXPECT_LT(worst, 0.1 * std::sqrt(square / static_cast<double>(found.size())));
+  }
+  for (Loaded::Rank& rank : taped.ranks) {
+    auto& tape = static_cast<TapeBackend&>(*rank.backend);
+    EXPECT_EQ(tape.keys(), 5u);
+    EXPECT_GE(tape.replayed, 9);
+  }
+}
+
+// Forwards to another, but fails or comes late in the third norm.
+class FailingBackend : public Backend {
+ public:
+  FailingBackend(std::unique_ptr<Backend> inner, LocalGroup& group, bool late) : inner_(std::move(inner)), group_(group), late_(late) {}
+  const char* name() const override { return "failing"; }
+  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return inner_->allocate(bytes, purpose); }
+  bool supports(const Format& format) const override { return inner_->supports(format); }
+#define DG_FORWARD(method, Op) \
+  void method(const Op& op) override { forward(&Backend::method, op); }
+  DG_OPS(DG_FORWARD)
+#undef DG_FORWARD
+
+ private:
+  template <class Op>
+  void forward(void (Backend::*method)(const Op&), const Op& op) {
+    if (std::is_same_v<Op, AddRmsNorm> && ++norms_ == 3) {
+      if (late_) std::this_thread::sleep_for(std::chrono::milliseconds(600));
+      else group_.fail(1, resource_error("out of memory"));
+    }
+    (inner_.get()->*method)(op);
+  }
+  std::unique_ptr<Backend> inner_;
+  LocalGroup& group_;
+  bool late_;
+  int norms_ = 0;
+};
+
+// Rank 1 fails in the middle of a step, or does not come in time: the step fails on all, later ones at once.
+TEST(ParallelExecutor, AFailingOrMissingRankFailsTheStep) {
+  for (bool late : {false, true}) {
+    auto group = std::make_unique<LocalGroup>(3, late ? std::chrono::milliseconds(200) : std::chrono::milliseconds(30000));
+    std::vector<std::unique_ptr<Backend>> backends;
+    for (int r = 0; r < 3; r++) backends.push_back(cpu(group.get(), r));
+    backends[1] = std::make_unique<FailingBackend>(std::move(backends[1]), *group, late);
+    Loaded l = load(DG_SOURCE_DIR "/tests/golden/deepseek_v3", std::move(group), std::move(backends));
+    BlockTable blocks(l.executor->kv());
+    const std::vector<int32_t> ids = {1, 2, 3};
+    const StepSequence step{.ids = ids, .blocks = &blocks};
+    const auto begin = std::chrono::steady_clock::now();
+    for (int again = 0; again < 2; again++) {
+      auto result = l.executor->run({&step, 1});
+      ASSERT_FALSE(result.ok());
+      EXPECT_NE(result.error().message.find(late ? "waited 0.2 s for rank" : "rank 1 of 3: out of memory"), std::string::npos)
+          << result.error().message;
+    }
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <map>
+#include <thread>
 
 #include "backends/cpu/reference.h"
 #include "device/cache_format.h"
@@ -44,6 +45,33 @@ Backend& cpu(const std::string& isa, int threads) {
     backend = std::move(made).value();
   }
   return *backend;
+}
+
+RankedBackends backend_group(const std::string& kind, int ranks) {
+  RankedBackends made;
+  made.group = std::make_unique<LocalGroup>(ranks, std::chrono::seconds(30));
+  made.backends.resize(static_cast<size_t>(ranks));
+  // All at once: devices may exchange addresses when they start.
+  std::vector<std::thread> threads;
+  for (int r = 0; r < ranks; r++)
+    threads.emplace_back([&, r] {
+      auto& backend = made.backends[static_cast<size_t>(r)];
+      if (kind == "reference") {
+        backend = make_reference_backend(made.group.get(), r);
+        return;
+      }
+      auto one = accelerator()
+                     ? load_backend(std::getenv("DG_TEST_BACKEND"), {.device = r, .group = made.group.get(), .rank = r, .threads = 1})
+                     : make_cpu_backend({.threads = 1, .pin = false, .group = made.group.get(), .rank = r});
+      if (one.ok()) backend = std::move(one).value();
+      else made.group->fail(r, one.error());
+    });
+  for (std::thread& t : threads) t.join();
+  if (made.group->failed()) {
+    std::printf("%s\n", made.group->status().error().message.c_str());
+    made.backends.clear();
+  }
+  return made;
 }
 
 uint64_t seed() {

@@ -13,6 +13,7 @@
 
 #include "backends/cpu/cpu.h"
 #include "device/backend.h"
+#include "device/local_group.h"
 #include "quant/formats.h"
 
 namespace dg::ops_table {
@@ -26,6 +27,13 @@ Backend& reference();
 Backend& cpu(const std::string& isa, int threads = 2);
 std::vector<std::string> tested_isas();
 bool accelerator();
+// Backends that compute together, one for each rank: "cpu", or what DG_TEST_BACKEND names on its first devices; "reference". Empty when
+// there are not so many devices.
+struct RankedBackends {
+  std::unique_ptr<LocalGroup> group;  // outlives the backends
+  std::vector<std::unique_ptr<Backend>> backends;
+};
+RankedBackends backend_group(const std::string& kind, int ranks);
 // What an accelerator may lose per element: it multiplies in bf16 (f32 weights and caches excepted).
 inline constexpr double kBf16Eps = 1.0 / 512;  // half an ulp of 1
 uint64_t seed();

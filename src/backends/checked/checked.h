@@ -27,6 +27,9 @@ class CheckedBackend : public Backend {
   bool host_memory() const override { return tested_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { tested_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { tested_->download(to, from, bytes); }
+  void download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) override {
+    tested_->download_rows(to, stride, from, row_bytes, rows);
+  }
   void write(void* to, const void* from, size_t bytes) const override { tested_->write(to, from, bytes); }
   void synchronise() override { tested_->synchronise(); }
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override { tested_->host_parallel(n, fn); }

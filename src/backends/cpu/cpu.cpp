@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/host_all_reduce.h"
 #include "backends/cpu/isa.h"
 #include "device/cache_format.h"
 
@@ -56,7 +57,9 @@ CpuBackend::CpuBackend(const CpuOptions& options, const KernelTable* kernels, To
     : kernels_(kernels),
       topology_(std::move(topology)),
       pool_(options.threads, topology_, options.pin),
-      batch_invariant_(options.batch_invariant) {
+      batch_invariant_(options.batch_invariant),
+      group_(options.group),
+      rank_(options.rank) {
   reserve_scratch(kFirstScratchFloats);
 }
 
@@ -158,9 +161,12 @@ void CpuBackend::rms_norm(const RmsNorm& op) {
   });
 }
 
+void CpuBackend::all_reduce(const AllReduce& op) { host_all_reduce(group_, rank_, op.x); }
+
 void CpuBackend::add_rms_norm(const AddRmsNorm& op) {
   CHECK(same_rows(op.residual, op.delta) && same_rows(op.residual, op.out) && op.out.rank == 2 && op.weight.cols() == op.out.cols());
   CHECK(dense_rows(op.residual) && dense_rows(op.delta) && dense_rows(op.out) && dense_rows(op.weight));
+  if (op.partial) host_all_reduce(group_, rank_, op.delta);
   for_rows(op.out.rows(), op.out.cols(), [&](int64_t t) {
     kernels_->add(op.residual.f32(t), op.delta.f32(t), op.out.cols(), op.residual.f32(t));
     kernels_->rms_norm(op.residual.f32(t), op.weight.f32(), op.eps, op.out.cols(), op.out.f32(t));

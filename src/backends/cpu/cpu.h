@@ -6,6 +6,7 @@
 
 #include "base/result.h"
 #include "device/backend.h"
+#include "device/rank_group.h"
 
 namespace dg {
 
@@ -16,6 +17,8 @@ struct CpuOptions {
   // A row of a product depends on its own input row alone, bit for bit. Else 4-bit weights times at most 4 rows are not rounded to the
   // int8 codes of large batches: 1.5 times faster on AVX-512 VNNI, and closer to the weights.
   bool batch_invariant = true;
+  RankGroup* group = nullptr;  // with which it computes, as `rank`; outlives the backend
+  int rank = 0;
 };
 
 // Errors: an instruction set that is unknown or not usable here (the message lists those that are), no memory.

@@ -41,6 +41,7 @@ class CpuBackend : public Backend {
   void linear(const Linear& op) override;
   void linear_glu(const LinearGlu& op) override;
   void rms_norm(const RmsNorm& op) override;
+  void all_reduce(const AllReduce& op) override;
   void add_rms_norm(const AddRmsNorm& op) override;
   void rope(const Rope& op) override;
   void head_norm_rope(const HeadNormRope& op) override;
@@ -107,6 +108,8 @@ class CpuBackend : public Backend {
   Topology topology_;
   ThreadPool pool_;
   const bool batch_invariant_;
+  RankGroup* const group_;
+  const int rank_;
   std::vector<HugeMemory> scratch_;  // per worker
   HugeMemory activations_;           // packed, of the product in progress
   RotaryTable rotary_;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "backends/cpu/host_all_reduce.h"
 #include "device/cache_format.h"
 #include "quant/convert.h"
 
@@ -67,6 +68,7 @@ struct HostMemory : DeviceMemory {
 
 class ReferenceBackend : public Backend {
  public:
+  ReferenceBackend(RankGroup* group, int rank) : group_(group), rank_(rank) {}
   const char* name() const override { return "reference"; }
   std::string description() const override { return "reference: plain loops, 1 thread"; }
   bool supports(const Format&) const override { return true; }
@@ -97,6 +99,8 @@ class ReferenceBackend : public Backend {
       }
     }
   }
+
+  void all_reduce(const AllReduce& op) override { host_all_reduce(group_, rank_, op.x); }
 
   void rms_norm(const RmsNorm& op) override {
     int64_t heads = op.x.rank == 3 ? op.x.dim(1) : 1, dim = op.x.cols();
@@ -300,10 +304,13 @@ class ReferenceBackend : public Backend {
     order.resize(static_cast<size_t>(n));
     return order;
   }
+
+  RankGroup* group_;
+  int rank_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_reference_backend() { return std::make_unique<ReferenceBackend>(); }
+std::unique_ptr<Backend> make_reference_backend(RankGroup* group, int rank) { return std::make_unique<ReferenceBackend>(group, rank); }
 
 }  // namespace dg

@@ -51,6 +51,9 @@ class ProfileBackend : public Backend {
   bool host_memory() const override { return inner_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { inner_->upload(to, from, bytes); }
   void download(void* to, const void* from, size_t bytes) override { inner_->download(to, from, bytes); }
+  void download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) override {
+    inner_->download_rows(to, stride, from, row_bytes, rows);
+  }
   void write(void* to, const void* from, size_t bytes) const override { inner_->write(to, from, bytes); }
   bool executes() const override { return inner_->executes(); }
   bool supports(const Format& format) const override { return inner_->supports(format); }

@@ -39,6 +39,7 @@ class DeepseekModel : public Model {
     for (size_t k = 0; k < modules_.size(); k++) modules_[k]->layer.attention.register_cache(layout, fmt::format("mtp.{}", k));
   }
   ForwardResult forward(Ctx& c, const Batch& batch) override { return decoder_.forward(c, batch, config_.rms_eps); }
+  int64_t first_logit() const override { return decoder_.first_logit; }
   int64_t active_parameters() const override { return active_; }
 
   int mtp_modules() const override { return static_cast<int>(modules_.size()); }
@@ -67,7 +68,7 @@ class DeepseekModel : public Model {
     layer.attention.declare(store, prefix + "self_attn.", config_);
     layer.feed_forward.is_moe = moe;
     if (moe) layer.feed_forward.moe.declare(store, prefix + "mlp.", config_, routing);
-    else layer.feed_forward.mlp.declare(store, prefix + "mlp.", config_.hidden, config_.intermediate, WeightClass::kMlp);
+    else layer.feed_forward.mlp.declare(store, prefix + "mlp.", config_, config_.intermediate, WeightClass::kMlp);
   }
 
   void declare_mtp(WeightStore& store, MtpModule& m, const std::string& prefix, const MoeBlock::Routing& routing) {

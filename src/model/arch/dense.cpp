@@ -14,7 +14,7 @@ class DenseModel : public Model {
       auto& layer = decoder_.layers[i];
       layer.declare_norms(store, prefix, config.hidden);
       layer.attention.declare(store, prefix + "self_attn.", config, options.attention);
-      layer.feed_forward.mlp.declare(store, prefix + "mlp.", config.hidden, config.intermediate, WeightClass::kMlp, options.mlp_bias);
+      layer.feed_forward.mlp.declare(store, prefix + "mlp.", config, config.intermediate, WeightClass::kMlp, options.mlp_bias);
     }
     for (int c = 0; c < kWeightClassCount; c++)
       if (static_cast<WeightClass>(c) != WeightClass::kEmbedding) active_ += store.total(static_cast<WeightClass>(c)).parameters;
@@ -27,6 +27,7 @@ class DenseModel : public Model {
     for (size_t i = 0; i < decoder_.layers.size(); i++) decoder_.layers[i].attention.register_cache(layout, fmt::format("layer.{}", i));
   }
   ForwardResult forward(Ctx& c, const Batch& batch) override { return decoder_.forward(c, batch, config_.rms_eps); }
+  int64_t first_logit() const override { return decoder_.first_logit; }
   int64_t active_parameters() const override { return active_; }
 
  private:

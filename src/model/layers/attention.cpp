@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "model/split.h"
+
 namespace dg {
 
 void Rotary::declare(WeightStore& store, const RopeConfig& config, int64_t dim) {
@@ -10,23 +12,39 @@ void Rotary::declare(WeightStore& store, const RopeConfig& config, int64_t dim) 
   store.constant(&inv_freq, std::move(table.inv_freq));
 }
 
+namespace {
+
+// Where an attention matrix can be cut, when it has to be.
+WeightCuts cuts_of(const WeightStore& store, const ModelConfig& config, const std::string& name, int64_t out, int64_t in) {
+  return config.parallel.size == 1 ? WeightCuts{} : store.cuts(name, out, in, WeightClass::kAttention);
+}
+
+}  // namespace
+
 void GqaAttention::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Options options) {
-  heads = config.heads;
-  kv_heads = config.kv_heads;
   head_dim = config.head_dim;
+  const int64_t q_dim = config.heads * head_dim, kv_dim = config.kv_heads * head_dim;
+  const HeadShare share = share_heads(store, config,
+                                      {{head_dim, cuts_of(store, config, prefix + "q_proj.weight", q_dim, config.hidden).rows},
+                                       {head_dim, cuts_of(store, config, prefix + "k_proj.weight", kv_dim, config.hidden).rows, true},
+                                       {head_dim, cuts_of(store, config, prefix + "v_proj.weight", kv_dim, config.hidden).rows, true},
+                                       {head_dim, cuts_of(store, config, prefix + "o_proj.weight", config.hidden, q_dim).columns}});
+  heads = share.q.count;
+  kv_heads = share.kv.count;
+  if (heads == 0) return;
   eps = config.rms_eps;
   scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  int64_t q_dim = heads * head_dim, kv_dim = kv_heads * head_dim;
-  store.matrix(&q, prefix + "q_proj.weight", q_dim, config.hidden, WeightClass::kAttention);
-  store.matrix(&k, prefix + "k_proj.weight", kv_dim, config.hidden, WeightClass::kAttention);
-  store.matrix(&v, prefix + "v_proj.weight", kv_dim, config.hidden, WeightClass::kAttention);
-  store.matrix(&o, prefix + "o_proj.weight", config.hidden, q_dim, WeightClass::kAttention);
+  const WeightPart q_rows = share.q.rows(head_dim), kv_rows = share.kv.rows(head_dim);
+  store.matrix(&q, prefix + "q_proj.weight", q_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, q_rows);
+  store.matrix(&k, prefix + "k_proj.weight", kv_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, kv_rows);
+  store.matrix(&v, prefix + "v_proj.weight", kv_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct, kv_rows);
+  store.matrix(&o, prefix + "o_proj.weight", config.hidden, q_dim, WeightClass::kAttention, WeightUse::kProduct, share.q.columns(head_dim));
   if (options.qkv_bias) {
-    store.vector(&q_bias, prefix + "q_proj.bias", q_dim);
-    store.vector(&k_bias, prefix + "k_proj.bias", kv_dim);
-    store.vector(&v_bias, prefix + "v_proj.bias", kv_dim);
+    store.vector(&q_bias, prefix + "q_proj.bias", q_dim, q_rows.first_row, q_rows.rows);
+    store.vector(&k_bias, prefix + "k_proj.bias", kv_dim, kv_rows.first_row, kv_rows.rows);
+    store.vector(&v_bias, prefix + "v_proj.bias", kv_dim, kv_rows.first_row, kv_rows.rows);
   }
-  if (options.o_bias) store.vector(&o_bias, prefix + "o_proj.bias", config.hidden);
+  if (options.o_bias) partial_bias(store, &o_bias, prefix + "o_proj.bias", config);
   if (options.head_norm) {
     store.vector(&q_norm, prefix + "q_norm.weight", head_dim);
     store.vector(&k_norm, prefix + "k_norm.weight", head_dim);
@@ -73,25 +91,37 @@ static constexpr float kLatentEps = 1e-6f;
 
 void MlaBlock::declare(WeightStore& store, const std::string& prefix, const ModelConfig& config) {
   dims = config.mla;
-  heads = config.heads;
-  int64_t q_dim = dims.nope + dims.rope;
+  const int64_t q_dim = dims.nope + dims.rope, kv_dim = dims.nope + dims.v_dim;
+  const std::string query = prefix + (dims.q_lora > 0 ? "q_b_proj.weight" : "q_proj.weight");
+  const int64_t query_in = dims.q_lora > 0 ? dims.q_lora : config.hidden;
+  const Share share =
+      share_heads(store, config,
+                  {{q_dim, cuts_of(store, config, query, config.heads * q_dim, query_in).rows},
+                   {kv_dim, cuts_of(store, config, prefix + "kv_b_proj.weight", config.heads * kv_dim, dims.kv_lora).rows},
+                   {dims.v_dim, cuts_of(store, config, prefix + "o_proj.weight", config.hidden, config.heads * dims.v_dim).columns}})
+          .q;
+  heads = share.count;
+  if (heads == 0) return;
   scale = mla_softmax_scale(config.rope, q_dim);
   if (dims.q_lora > 0) {
     store.matrix(&q_a, prefix + "q_a_proj.weight", dims.q_lora, config.hidden, WeightClass::kAttention);
     store.vector(&q_norm, prefix + "q_a_layernorm.weight", dims.q_lora);
-    store.matrix(&q_b, prefix + "q_b_proj.weight", heads * q_dim, dims.q_lora, WeightClass::kAttention);
+    store.matrix(&q_b, prefix + "q_b_proj.weight", config.heads * q_dim, dims.q_lora, WeightClass::kAttention, WeightUse::kProduct,
+                 share.rows(q_dim));
     if (config.attention_bias) store.vector(&q_a_bias, prefix + "q_a_proj.bias", dims.q_lora);
   } else {
-    store.matrix(&q, prefix + "q_proj.weight", heads * q_dim, config.hidden, WeightClass::kAttention);
+    store.matrix(&q, prefix + "q_proj.weight", config.heads * q_dim, config.hidden, WeightClass::kAttention, WeightUse::kProduct,
+                 share.rows(q_dim));
   }
   store.matrix(&kv_a, prefix + "kv_a_proj_with_mqa.weight", dims.kv_lora + dims.rope, config.hidden, WeightClass::kAttention);
   store.vector(&kv_norm, prefix + "kv_a_layernorm.weight", dims.kv_lora);
-  store.matrix(&kv_b, prefix + "kv_b_proj.weight", heads * (dims.nope + dims.v_dim), dims.kv_lora, WeightClass::kAttention,
-               WeightUse::kRows);
-  store.matrix(&o, prefix + "o_proj.weight", config.hidden, heads * dims.v_dim, WeightClass::kAttention);
+  store.matrix(&kv_b, prefix + "kv_b_proj.weight", config.heads * (dims.nope + dims.v_dim), dims.kv_lora, WeightClass::kAttention,
+               WeightUse::kRows, share.rows(dims.nope + dims.v_dim));
+  store.matrix(&o, prefix + "o_proj.weight", config.hidden, config.heads * dims.v_dim, WeightClass::kAttention, WeightUse::kProduct,
+               share.columns(dims.v_dim));
   if (config.attention_bias) {
     store.vector(&kv_a_bias, prefix + "kv_a_proj_with_mqa.bias", dims.kv_lora + dims.rope);
-    store.vector(&o_bias, prefix + "o_proj.bias", config.hidden);
+    partial_bias(store, &o_bias, prefix + "o_proj.bias", config);
   }
 }
 

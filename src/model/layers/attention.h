@@ -19,13 +19,13 @@ struct GqaAttention {
   };
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Options options);
   void register_cache(CacheLayout& layout, const std::string& name);
-  // x (tokens, hidden) -> (tokens, hidden)
+  // x (tokens, hidden) -> (tokens, hidden), the part of this rank: the sum over the ranks is the output
   Tensor forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const;
 
   Weight q, k, v, o;
-  Tensor q_bias, k_bias, v_bias, o_bias;  // optional
-  Tensor q_norm, k_norm;                  // (head_dim), optional
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  Tensor q_bias, k_bias, v_bias, o_bias;          // optional
+  Tensor q_norm, k_norm;                          // (head_dim), optional
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;  // of this rank
   float eps = 0, scale = 0;
   int k_part = -1, v_part = -1;
 };
@@ -42,7 +42,7 @@ struct MlaBlock {
   Tensor q_norm, kv_norm;
   Tensor q_a_bias, kv_a_bias, o_bias;  // attention_bias checkpoints
   ModelConfig::Mla dims;
-  int64_t heads = 0;
+  int64_t heads = 0;  // of this rank
   float scale = 0;
   int part = -1;
 };

@@ -4,6 +4,7 @@
 #pragma once
 #include "model/layers/attention.h"
 #include "model/layers/mlp.h"
+#include "model/split.h"
 
 namespace dg {
 
@@ -18,19 +19,21 @@ struct DecoderLayer {
     store.vector(&feed_forward_norm, prefix + "post_attention_layernorm.weight", hidden);
   }
 
-  // `x` is the residual stream, `normed` its attention_norm on entry and next_norm of it on exit.
+  // `x` is the residual stream, whole on every rank as the norms make it; the outputs of attention and feed-forward are parts.
+  // `normed` is its attention_norm on entry and next_norm of it on exit.
   void forward(Ctx& c, const Batch& batch, Tensor x, Tensor normed, const Rotary& rotary, Tensor next_norm, float eps) const {
     Arena::Scope scope(c.arena);
     Tensor delta = attention.forward(c, batch, normed, rotary);
-    c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = feed_forward_norm, .eps = eps});
+    c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = feed_forward_norm, .eps = eps, .partial = true});
     delta = feed_forward.forward(c, normed);
-    c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = next_norm, .eps = eps});
+    c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = next_norm, .eps = eps, .partial = true});
   }
 };
 
 template <class AttentionBlock>
 struct Decoder {
-  Weight embedding, head;  // (vocab, hidden); the same storage when tied
+  Weight embedding, head;   // (vocab, hidden); the same storage when tied. Of the head the rows of this rank
+  int64_t first_logit = 0;  // the row of the whole head that `head` begins with
   Tensor final_norm;
   Rotary rotary;
   std::vector<DecoderLayer<AttentionBlock>> layers;
@@ -42,7 +45,11 @@ struct Decoder {
     // Tied when the config says so or when the checkpoint has no head of its own.
     bool tied = config.tie_embeddings || !store.has("lm_head.weight");
     if (tied) store.ignore("lm_head.weight");
-    store.matrix(&head, tied ? "model.embed_tokens.weight" : "lm_head.weight", config.vocab, config.hidden, WeightClass::kHead);
+    const std::string name = tied ? "model.embed_tokens.weight" : "lm_head.weight";
+    const int64_t unit = config.parallel.size == 1 ? 1 : store.cuts(name, config.vocab, config.hidden, WeightClass::kHead).rows;
+    const Share share = share_dimension(store, config, config.vocab, unit, "vocabulary");
+    first_logit = share.first;
+    if (share.count > 0) store.matrix(&head, name, config.vocab, config.hidden, WeightClass::kHead, WeightUse::kProduct, share.rows());
     rotary.declare(store, config.rope, rotary_dim);
   }
 

@@ -6,6 +6,12 @@
 
 namespace dg {
 
+// The bias of a product whose results the ranks add up: one of them adds it.
+inline void partial_bias(WeightStore& store, Tensor* to, const std::string& name, const ModelConfig& config) {
+  if (config.parallel.first()) store.vector(to, name, config.hidden);
+  else store.ignore(name);
+}
+
 inline Tensor linear(Ctx& c, Tensor x, const Weight& w, Tensor bias = {}) {
   Tensor y = c.arena.alloc({x.rows(), w.out});
   c.backend.linear({.out = y, .x = x, .weight = w, .bias = bias});

@@ -4,9 +4,10 @@
 
 namespace dg {
 
-// down(silu(gate x) * up x).
+// down(silu(gate x) * up x): the part of this rank, which the ranks add up. So is that of MoeBlock.
 struct Mlp {
-  void declare(WeightStore& store, const std::string& prefix, int64_t hidden, int64_t inner, WeightClass weight_class, bool bias = false);
+  void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, int64_t inner, WeightClass weight_class,
+               bool bias = false);
   Tensor forward(Ctx& c, Tensor x) const;
 
   Weight gate, up, down;
@@ -28,8 +29,9 @@ struct MoeBlock {
   ModelConfig::Moe config;
   Routing routing;
   Weight router;
-  Tensor bias;  // (experts), optional
-  std::vector<Expert> experts;
+  Tensor bias;                  // (experts), optional
+  std::vector<Expert> experts;  // of this rank, from the one with this id
+  int first_expert = 0;
   Mlp shared;
 };
 
