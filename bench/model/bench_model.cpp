@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstring>
 #include <iostream>
 #include <random>
 #include <string>
@@ -168,8 +169,10 @@ class Bench {
     const double per_s = rate.median / n;  // rounds per second
     const double bytes = (cost.weight_bytes + cost.kv_bytes) * step_count, flops = cost.flops * step_count;
     const MathType type = format_ ? math_type_of(*format_) : MathType::kF32;
-    const bool device = rates_.read_bytes_per_s > 0;  // its products are of bf16
-    const double peak = device ? rates_.bf16_flops_per_s : limits_.operations_per_s(isa_, type);
+    // A device's products are of bf16, and of FP8 where many rows meet such weights.
+    const bool device = rates_.read_bytes_per_s > 0;
+    const bool fp8 = device && !work.decode && rates_.fp8_flops_per_s > 0 && format_ && std::strcmp(format_->name, "fp8_block") == 0;
+    const double peak = fp8 ? rates_.fp8_flops_per_s : device ? rates_.bf16_flops_per_s : limits_.operations_per_s(isa_, type);
     const double read = device ? rates_.read_bytes_per_s : limits_.read_bytes_per_s();
     return {{"work", work.name()},
             {"decode", work.decode},
@@ -185,7 +188,9 @@ class Bench {
             {"flops_per_s", flops * per_s},
             {"of_read", read > 0 ? bytes * per_s / read : 0},
             {"of_peak", peak > 0 ? flops * per_s / peak : 0},
-            {"peak_type", device ? "bf16" : math_type_name(type)}};
+            {"peak_type", fp8      ? "fp8"
+                          : device ? "bf16"
+                                   : math_type_name(type)}};
   }
 
   Json header() const {
@@ -195,9 +200,10 @@ class Bench {
             {"weight_bytes", opened_->store->bytes()},
             {"load_s", opened_->load_seconds},
             {"cpu", limits_.cpu},
-            {"limits", rates_.read_bytes_per_s > 0 ? fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s", rates_.read_bytes_per_s * 1e-9,
-                                                                 rates_.bf16_flops_per_s * 1e-12)
-                                                   : limits_.summary(isa_)}};
+            {"limits", rates_.read_bytes_per_s > 0
+                           ? fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s, FP8 {:.0f}", rates_.read_bytes_per_s * 1e-9,
+                                         rates_.bf16_flops_per_s * 1e-12, rates_.fp8_flops_per_s * 1e-12)
+                           : limits_.summary(isa_)}};
   }
 
  private:

@@ -4,6 +4,7 @@
 //
 //   bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention]
 //   bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]      see perf.cpp
+//   bench_ops device [--rounds N] [--format NAME]      see device_products.cpp
 #include "bench_ops.h"
 
 #include <fmt/core.h>
@@ -22,8 +23,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
-                     100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
+                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -70,7 +71,8 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
+    bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
@@ -78,6 +80,7 @@ int run_bench(const Options& options) {
 std::string parse(int argc, char** argv, Options& options) {
   int i = 1;
   if (argc > 1 && std::string_view(argv[1]) == "perf") options.perf = true, options.rounds = 5, i++;
+  if (argc > 1 && std::string_view(argv[1]) == "device") options.device = true, i++;
   for (; i < argc; i++) {
     const std::string name = argv[i];
     if (options.perf && name == "--update") {
@@ -86,7 +89,7 @@ std::string parse(int argc, char** argv, Options& options) {
     }
     std::string* text = name == "--isa"                        ? &options.isa
                         : name == "--format" && !options.perf  ? &options.format
-                        : name == "--op" && !options.perf             ? &options.op
+                        : name == "--op" && !options.perf      ? &options.op
                         : name == "--filter" && options.perf   ? &options.filter
                         : name == "--baseline" && options.perf ? &options.baseline
                                                                : nullptr;
@@ -111,9 +114,11 @@ int main(int argc, char** argv) {
   if (!wrong.empty()) {
     fmt::print(stderr,
                "bench_ops: {}; usage: bench_ops [--isa NAME] [--threads N] [--format NAME] [--rounds N] [--op linear|attention], or "
-               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]\n",
+               "bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update], or bench_ops device [--rounds N] "
+               "[--format NAME]\n",
                wrong);
     return 2;
   }
+  if (options.device) return dg::bench_ops::run_device(options);
   return options.perf ? dg::bench_ops::run_perf(options) : dg::bench_ops::run_bench(options);
 }

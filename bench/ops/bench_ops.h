@@ -14,7 +14,7 @@ namespace dg::bench_ops {
 struct Options {
   std::string isa = "auto", format, op, filter, baseline = "bench/ops/baseline.json";
   int threads = 0, rounds = 7;
-  bool perf = false, update = false;
+  bool perf = false, update = false, device = false;
 };
 
 // Ends the process with the message when there is no memory: a benchmark cannot go on.
@@ -60,5 +60,8 @@ void bench_attention(Backend& backend, const Options& options, const Roofline& l
 // Every op x format x instruction set at a few serving shapes, as a ratio to loops run in between. Exit code: 1 when one is more than
 // 15 % slower than the baseline says.
 int run_perf(const Options& options);
+
+// One dense product and the experts of a layer on an accelerator, by the number of rows.
+int run_device(const Options& options);
 
 }  // namespace dg::bench_ops

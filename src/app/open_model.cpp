@@ -47,7 +47,10 @@ Result<std::unique_ptr<Backend>> make_fast_backend(const OpenOptions& options) {
   const bool cuda = options.backend == "cuda" || options.backend == "checked-cuda";
   // What must not depend on the batch runs on the CPU.
   if (cuda || (options.backend == "auto" && !options.batch_invariant && gpu_present())) {
-    auto made = load_backend("cuda", {.device = options.gpu, .mapped = options.backend == "checked-cuda", .threads = options.threads});
+    auto made = load_backend("cuda", {.device = options.gpu,
+                                      .mapped = options.backend == "checked-cuda",
+                                      .exact = options.backend == "checked-cuda",
+                                      .threads = options.threads});
     if (made.ok() || cuda) return made;
     log_warning(fmt::format("{}; using the CPU", made.error().message));
   }

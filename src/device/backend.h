@@ -43,7 +43,7 @@ class Backend {
   virtual Memory memory() const { return {}; }
   // Sustained rates of the device, measured now (about a second); zeros: not measured here (the CPU's: machine_measure.h).
   struct Rates {
-    double read_bytes_per_s = 0, bf16_flops_per_s = 0;
+    double read_bytes_per_s = 0, bf16_flops_per_s = 0, fp8_flops_per_s = 0;  // fp8: 0 where the device has no such products
   };
   virtual Rates measure() { return {}; }
   // Host memory that upload() and download() are fast with (pinned); same errors.

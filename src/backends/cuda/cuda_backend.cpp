@@ -72,7 +72,11 @@ Result<std::unique_ptr<Backend>> CudaBackend::create(const BackendOptions& optio
 }
 
 CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties)
-    : device_(options.device), mapped_(options.mapped), properties_(properties), pool_(options.threads, Topology::load(), false) {
+    : device_(options.device),
+      mapped_(options.mapped),
+      exact_(options.exact),
+      properties_(properties),
+      pool_(options.threads, Topology::load(), false) {
   DG_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
 }
 

@@ -1,4 +1,5 @@
-// What this GPU can do: sustained reads and bf16 products, measured as benchmarks are (events, medians, random data larger than L2).
+// What this GPU can do: sustained reads and products in bf16 and FP8, measured as benchmarks are (events, medians, random data larger than
+// L2).
 #include <cublasLt.h>
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/fp8_kernels.h"
 #include "backends/cuda/kernels/measure.h"
 
 namespace dg::cuda {
@@ -31,10 +33,40 @@ double median_seconds(cudaStream_t stream, int repeats, const std::function<void
   return static_cast<double>(ms[static_cast<size_t>(repeats / 2)]) * 1e-3;
 }
 
+constexpr size_t kSide = 8192;
+
+// Operations per second of c (bf16) = a b^T, matrices of kSide x kSide of `type`; 0 when cuBLASLt has no such product.
+double square_product_rate(cudaDataType_t type, const void* a, const void* b, void* c, cudaStream_t stream) {
+  cublasLtHandle_t handle = nullptr;
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t in = nullptr, out = nullptr;
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const float one = 1, zero = 0;
+  bool works =
+      cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS &&
+      cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+      cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) == CUBLAS_STATUS_SUCCESS &&
+      cublasLtMatrixLayoutCreate(&in, type, kSide, kSide, kSide) == CUBLAS_STATUS_SUCCESS &&
+      cublasLtMatrixLayoutCreate(&out, CUDA_R_16BF, kSide, kSide, kSide) == CUBLAS_STATUS_SUCCESS;
+  double rate = 0;
+  if (works) {
+    const double seconds = median_seconds(stream, 9, [&] {
+      works = works && cublasLtMatmul(handle, product, &one, a, in, b, in, &zero, c, out, c, out, nullptr, nullptr, 0, stream) ==
+                           CUBLAS_STATUS_SUCCESS;
+    });
+    if (works) rate = 2.0 * kSide * kSide * kSide / seconds;
+  }
+  if (out) cublasLtMatrixLayoutDestroy(out);
+  if (in) cublasLtMatrixLayoutDestroy(in);
+  if (product) cublasLtMatmulDescDestroy(product);
+  if (handle) cublasLtDestroy(handle);
+  return rate;
+}
+
 }  // namespace
 
 Backend::Rates CudaBackend::measure() {
-  constexpr size_t kBytes = size_t{4} << 30, kSide = 8192;
+  constexpr size_t kBytes = size_t{4} << 30;
   Rates rates;
   void* data = nullptr;
   if (mapped_ || cudaMalloc(&data, kBytes) != cudaSuccess) {
@@ -45,30 +77,15 @@ Backend::Rates CudaBackend::measure() {
   auto* sink = static_cast<uint32_t*>(workspace(Workspace::kProduct, 1 << 20));
   rates.read_bytes_per_s = kBytes / median_seconds(stream_, 9, [&] { launch_read(data, kBytes, sink, stream_); });
 
-  cublasLtHandle_t handle = nullptr;
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t layout = nullptr, out = nullptr;
-  const cublasOperation_t transposed = CUBLAS_OP_T;
-  const float one = 1, zero = 0;
   auto* at = static_cast<char*>(data);
-  bool works =
-      cublasLtCreate(&handle) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatrixLayoutCreate(&layout, CUDA_R_16BF, kSide, kSide, kSide) == CUBLAS_STATUS_SUCCESS &&
-      cublasLtMatrixLayoutCreate(&out, CUDA_R_16BF, kSide, kSide, kSide) == CUBLAS_STATUS_SUCCESS;
-  if (works) {
-    void* c = at + (size_t{1} << 30);
-    const double seconds = median_seconds(stream_, 9, [&] {
-      works = works && cublasLtMatmul(handle, product, &one, at, layout, at + (size_t{512} << 20), layout, &zero, c, out, c, out, nullptr,
-                                      nullptr, 0, stream_) == CUBLAS_STATUS_SUCCESS;
-    });
-    if (works) rates.bf16_flops_per_s = 2.0 * kSide * kSide * kSide / seconds;
+  rates.bf16_flops_per_s = square_product_rate(CUDA_R_16BF, at, at + (size_t{512} << 20), at + (size_t{1} << 30), stream_);
+  if (properties_.major * 10 + properties_.minor >= 89) {
+    // Codes of random numbers, not random codes: what a multiplication costs in power depends on its operands.
+    auto* codes = reinterpret_cast<uint8_t*>(at + (size_t{2} << 30));
+    auto* scales = reinterpret_cast<float*>(at + (size_t{3} << 30));
+    launch_fp8_quantise_rows(codes, scales, 2 * kSide, reinterpret_cast<const float*>(at), kSide, 2 * kSide, kSide, stream_);
+    rates.fp8_flops_per_s = square_product_rate(CUDA_R_8F_E4M3, codes, codes + kSide * kSide, at + (size_t{1} << 30), stream_);
   }
-  if (out) cublasLtMatrixLayoutDestroy(out);
-  if (layout) cublasLtMatrixLayoutDestroy(layout);
-  if (product) cublasLtMatmulDescDestroy(product);
-  if (handle) cublasLtDestroy(handle);
   DG_CUDA(cudaFree(data));
   return rates;
 }

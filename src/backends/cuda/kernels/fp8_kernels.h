@@ -50,7 +50,7 @@ struct Fp8Item {
 enum class Fp8Output : int32_t {
   kRows,     // f32
   kGluRows,  // silu(gate x) * up x, f32
-  kGlu,      // the same, quantised to tiles
+  kGlu,      // the same, quantised to tiles; `out` a multiple of 128
   kPairs,    // bf16, row pair_at[row]
 };
 // One product for each item. Matrices: `experts`' (gate and up, or `matrix`), or data[] where there are none.
@@ -69,10 +69,8 @@ struct Fp8ProductArgs {
   float* to_scales;  // kGlu
   const int32_t* pair_at;
 };
-// False: this build or GPU has no such kernel.
-bool launch_fp8_product(Fp8Output output, const Fp8ProductArgs& args, int multiprocessors, cudaStream_t stream);
-// Whether `out` columns can be made: kGlu wants whole tiles.
-constexpr bool fp8_output_fits(Fp8Output output, int64_t out) { return output != Fp8Output::kGlu || out % kFp8TileColumns == 0; }
+// For compute capability 9.0 only (and built for 90a): nothing is written elsewhere.
+void launch_fp8_product(Fp8Output output, const Fp8ProductArgs& args, int multiprocessors, cudaStream_t stream);
 
 // Sorts the pairs (token, slot) by expert, each expert's from a multiple of 64 rows on; only experts [first, first + experts).
 struct Fp8SortArgs {

@@ -315,14 +315,13 @@ void launch(const Fp8ProductArgs& a, int multiprocessors, cudaStream_t stream) {
 
 }  // namespace
 
-bool launch_fp8_product(Fp8Output output, const Fp8ProductArgs& a, int multiprocessors, cudaStream_t stream) {
+void launch_fp8_product(Fp8Output output, const Fp8ProductArgs& a, int multiprocessors, cudaStream_t stream) {
   switch (output) {
-    case Fp8Output::kRows: launch<Fp8Output::kRows>(a, multiprocessors, stream); return true;
-    case Fp8Output::kGluRows: launch<Fp8Output::kGluRows>(a, multiprocessors, stream); return true;
-    case Fp8Output::kGlu: launch<Fp8Output::kGlu>(a, multiprocessors, stream); return true;
-    case Fp8Output::kPairs: launch<Fp8Output::kPairs>(a, multiprocessors, stream); return true;
+    case Fp8Output::kRows: return launch<Fp8Output::kRows>(a, multiprocessors, stream);
+    case Fp8Output::kGluRows: return launch<Fp8Output::kGluRows>(a, multiprocessors, stream);
+    case Fp8Output::kGlu: return launch<Fp8Output::kGlu>(a, multiprocessors, stream);
+    case Fp8Output::kPairs: return launch<Fp8Output::kPairs>(a, multiprocessors, stream);
   }
-  return false;
 }
 
 }  // namespace dg::cuda
