@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct DeviceBytes {
   template <class T>
   T* put(const std::vector<T>& from) {
     DG_CUDA(cudaMemcpy(data, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+    DG_CUDA(cudaDeviceSynchronize());  // from pageable memory it may still be on its way, and the backend's stream does not wait
     return static_cast<T*>(data);
   }
   void* data = nullptr;
@@ -144,7 +146,6 @@ bool CudaBackend::Products::fp8_checked() {
   const double by_experts = difference(result(kDim, [&](const Tensor& out) { return moe.out = out, fp8_experts(moe); }), sums, kDim);
   fp8.kernel = by_kernel <= kDenseTolerance && by_experts <= kExpertsTolerance;
   fp8.blas = by_blas <= kDenseTolerance;
-  tables.erase(experts.data());
   log_debug(
       fmt::format("cuda: products in FP8 against bf16: cuBLASLt {:.2g}, kernel {:.2g}, experts {:.2g}", by_blas, by_kernel, by_experts));
   if (!fp8.kernel)

@@ -100,7 +100,14 @@ bool CudaBackend::Products::fp8_by_blas(const Tensor& out, const Tensor& x, cons
   set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
   set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, int32_t{CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F});
   set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, int32_t{CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F});
-  // Looking for an algorithm must not touch the workspaces: the addresses come after it.
+  Pieces weight_pieces{static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(weight_sizes.used)))};
+  Pieces x_pieces{static_cast<std::byte*>(backend.workspace(Workspace::kActivations, static_cast<size_t>(x_sizes.used)))};
+  auto* w_codes = weight_pieces.take<uint8_t>(m * k);
+  auto* w_scales = weight_pieces.take<float>((m + 127) / 128 * ld_squares);
+  auto* x_codes = x_pieces.take<uint8_t>(n * k);
+  auto* x_scales = x_pieces.take<float>(n * blocks);
+  set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(w_scales));
+  set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(x_scales));
   const LtKey key{m, n, k, k, k, ldd, 256, 256, 16, false};
   auto known = fp8_algorithms.find(key);
   if (works && known == fp8_algorithms.end()) {
@@ -122,16 +129,8 @@ bool CudaBackend::Products::fp8_by_blas(const Tensor& out, const Tensor& x, cons
   }
   works = works && known->second.found;
   if (works) {
-    Pieces weight_pieces{static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(weight_sizes.used)))};
-    Pieces x_pieces{static_cast<std::byte*>(backend.workspace(Workspace::kActivations, static_cast<size_t>(x_sizes.used)))};
-    auto* w_codes = weight_pieces.take<uint8_t>(m * k);
-    auto* w_scales = weight_pieces.take<float>((m + 127) / 128 * ld_squares);
-    auto* x_codes = x_pieces.take<uint8_t>(n * k);
-    auto* x_scales = x_pieces.take<float>(n * blocks);
     launch_fp8_weight_rows(w_codes, w_scales, ld_squares, bytes_of(w), g.aux_offset, g.tile_bytes, m, k, backend.stream_);
     launch_fp8_quantise_rows(x_codes, x_scales, n, x.f32(), x.stride[0], n, k, backend.stream_);
-    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(w_scales));
-    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(x_scales));
     const float one = 1, zero = 0;
     works = works && cublasLtMatmul(handle, product, &one, w_codes, a, x_codes, b, &zero, out.data, d, out.data, d,
                                     &known->second.algorithm, lt_workspace, kLtWorkspaceBytes, backend.stream_) == CUBLAS_STATUS_SUCCESS;

@@ -298,10 +298,10 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_product_kernel(const Fp8Produ
   __syncthreads();
   const int group = threadIdx.x / 128;
   if (group == 2) {
-    hopper::fewer_registers<24>();
+    hopper::fewer_registers<40>();
     if (threadIdx.x / 32 == 8) fetch(a, kOutput == Fp8Output::kGlu || kOutput == Fp8Output::kGluRows, shared, threadIdx.x % 32);
   } else {
-    hopper::more_registers<240>();
+    hopper::more_registers<232>();
     multiply<kOutput>(a, memory, shared, group, threadIdx.x % 128);
   }
 #endif
