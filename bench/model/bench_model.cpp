@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstring>
 #include <iostream>
 #include <random>
 #include <string>
@@ -186,7 +187,10 @@ class Bench {
     const double per_s = rate.median / n;  // rounds per second
     const double bytes = (cost.weight_bytes + cost.kv_bytes) * step_count, flops = cost.flops * step_count;
     const MathType type = format_ ? math_type_of(*format_) : MathType::kF32;
-    const double peak = limits_.operations_per_s(isa_, device_ ? MathType::kBf16 : type), read = limits_.read_bytes_per_s();
+    // A device's products are of bf16, and of FP8 where many rows meet such weights.
+    const bool fp8 = device_ && !work.decode && format_ && std::string_view(format_->name) == "fp8_block" && limits_.roofline(isa_).fp8 > 0;
+    const MathType multiplied = fp8 ? MathType::kFp8 : device_ ? MathType::kBf16 : type;
+    const double peak = limits_.roofline(isa_).operations_per_s(multiplied), read = limits_.read_bytes_per_s();
     return {{"work", work.name()},
             {"decode", work.decode},
             {"streams", work.streams},
@@ -201,7 +205,7 @@ class Bench {
             {"flops_per_s", flops * per_s},
             {"of_read", read > 0 ? bytes * per_s / read : 0},
             {"of_peak", peak > 0 ? flops * per_s / peak : 0},
-            {"peak_type", device_ ? "bf16" : math_type_name(type)}};
+            {"peak_type", math_type_name(multiplied)}};
   }
 
   Json header() const {

@@ -27,8 +27,8 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 
 std::string limits_text(const Roofline& limits, double bytes, double flops, MathType type, double seconds) {
   const double peak = limits.operations_per_s(type);
-  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s, peak > 0 ? 100 * flops / seconds / peak : 0,
-                     100 * limits.seconds(bytes, flops, type) / seconds);
+  return fmt::format("{:>6.0f}% {:>6.0f}% {:>6.0f}%", 100 * bytes / seconds / limits.bytes_per_s,
+                     peak > 0 ? 100 * flops / seconds / peak : 0, 100 * limits.seconds(bytes, flops, type) / seconds);
 }
 
 namespace {
@@ -75,7 +75,8 @@ int run_bench(const Options& options) {
   const std::string isa = options.isa == "auto" ? usable_cpu_isas().front() : options.isa;
   fmt::print("{}\nlimits: {}\n", (*backend)->description(), limits->summary(isa));
   if (options.op != "attention") bench_linear(**backend, options, limits->roofline(isa));
-  if (options.op == "attention" || (options.op.empty() && options.format.empty())) bench_attention(**backend, options, limits->roofline(isa));
+  if (options.op == "attention" || (options.op.empty() && options.format.empty()))
+    bench_attention(**backend, options, limits->roofline(isa));
   return 0;
 }
 
@@ -95,17 +96,17 @@ std::string parse(int argc, char** argv, Options& options) {
       options.update = true;
       continue;
     }
-    std::string* text = name == "--isa" && !device                               ? &options.isa
+    std::string* text = name == "--isa" && !device                                  ? &options.isa
                         : name == "--format" && (mode.empty() || mode == "prefill") ? &options.format
-                        : name == "--op" && mode.empty()                         ? &options.op
-                        : name == "--filter" && (perf || mode == "products")     ? &options.filter
-                        : name == "--backend" && device                          ? &options.backend
-                        : name == "--baseline" && perf                           ? &options.baseline
-                                                                                 : nullptr;
-    int* number = name == "--rounds"                              ? &options.rounds
-                  : name == "--threads" && mode.empty()           ? &options.threads
-                  : name == "--gpus" && mode == "collectives"     ? &options.gpus
-                                                                  : nullptr;
+                        : name == "--op" && mode.empty()                            ? &options.op
+                        : name == "--filter" && (perf || mode == "products")        ? &options.filter
+                        : name == "--backend" && device                             ? &options.backend
+                        : name == "--baseline" && perf                              ? &options.baseline
+                                                                                    : nullptr;
+    int* number = name == "--rounds"                          ? &options.rounds
+                  : name == "--threads" && mode.empty()       ? &options.threads
+                  : name == "--gpus" && mode == "collectives" ? &options.gpus
+                                                              : nullptr;
     if (!text && !number) return "unknown option " + name;
     if (++i == argc) return name + ": expected a value, found the end of the command line";
     if (text) *text = argv[i];

@@ -31,7 +31,7 @@ class DeviceAttention {
   DeviceAttention(Backend& backend, int rounds)
       : backend_(backend),
         rounds_(rounds),
-        rates_(backend.measure()),
+        rates_(backend.measure().roofline("cuda")),
         cache_(allocate_or_exit(backend, static_cast<size_t>(kMostBytes), "caches")),
         scratch_(allocate_or_exit(backend, size_t{2} << 30, "scratch")) {
     // Numbers between 0.1 and 2, of both signs, in bf16 and in fp8.
@@ -147,16 +147,16 @@ class DeviceAttention {
                             {"flops", flops},
                             {"gb_per_s", bytes / best * 1e-9},
                             {"tflop_per_s", flops / best * 1e-12},
-                            {"of_read", of(bytes / best, rates_.read_bytes_per_s)},
-                            {"of_bf16", of(flops / best, rates_.bf16_flops_per_s)}}
+                            {"of_read", of(bytes / best, rates_.bytes_per_s)},
+                            {"of_bf16", of(flops / best, rates_.bf16)}}
                            .dump());
     std::fflush(stdout);
   }
 
   Json header() const {
     return {{"backend", backend_.description()},
-            {"read_gb_per_s", rates_.read_bytes_per_s * 1e-9},
-            {"bf16_tflop_per_s", rates_.bf16_flops_per_s * 1e-12},
+            {"read_gb_per_s", rates_.bytes_per_s * 1e-9},
+            {"bf16_tflop_per_s", rates_.bf16 * 1e-12},
             {"rounds", rounds_}};
   }
 
@@ -164,7 +164,7 @@ class DeviceAttention {
   static constexpr int kNope = 128, kRope = 64, kValue = 128, kLora = 512, kMostHeads = 128;
   Backend& backend_;
   const int rounds_;
-  const Backend::Rates rates_;
+  const Roofline rates_;
   std::unique_ptr<DeviceMemory> cache_, scratch_, kv_b_;
   uint64_t keys_ = 0;
 };

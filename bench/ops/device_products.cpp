@@ -30,10 +30,10 @@ double best_seconds(Backend& backend, int rounds, const Work& work) {
   return best;
 }
 
-void print_row(const char* what, int64_t rows, double flops, double bytes, double seconds, const Backend::Rates& rates) {
+void print_row(const char* what, int64_t rows, double flops, double bytes, double seconds, const Roofline& rates) {
   fmt::print("{:<8} {:>6} {:>10.1f} us {:>8.1f} TFLOP/s {:>5.1f} % of FP8 {:>5.1f} % of bf16 {:>6.0f} GB/s of weights\n", what, rows,
-             seconds * 1e6, flops / seconds * 1e-12, 100 * flops / seconds / rates.fp8_flops_per_s,
-             100 * flops / seconds / rates.bf16_flops_per_s, bytes / seconds * 1e-9);
+             seconds * 1e6, flops / seconds * 1e-12, 100 * flops / seconds / rates.fp8, 100 * flops / seconds / rates.bf16,
+             bytes / seconds * 1e-9);
   std::fflush(stdout);
 }
 
@@ -46,9 +46,9 @@ int run_device(const Options& options) {
     return exit_code(loaded.error().kind);
   }
   Backend& backend = **loaded;
-  const Backend::Rates rates = backend.measure();
+  const Roofline rates = backend.measure().roofline("cuda");
   fmt::print("{}\nread {:.0f} GB/s, bf16 {:.0f} TFLOP/s, FP8 {:.0f} TFLOP/s (8192 cubed)\n", backend.description(),
-             rates.read_bytes_per_s * 1e-9, rates.bf16_flops_per_s * 1e-12, rates.fp8_flops_per_s * 1e-12);
+             rates.bytes_per_s * 1e-9, rates.bf16 * 1e-12, rates.fp8 * 1e-12);
   const Format& format = *find_format(options.format.empty() ? "fp8_block" : options.format);
   const int64_t most = kRows[std::size(kRows) - 1];
   const auto memory = [&](int64_t bytes) { return allocate_or_exit(backend, static_cast<size_t>(bytes), "bench_ops"); };

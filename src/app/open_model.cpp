@@ -56,6 +56,7 @@ Result<std::unique_ptr<Backend>> make_fast_backend(const OpenOptions& options, L
   if (cuda || (options.backend == "auto" && !options.batch_invariant && gpu_present())) {
     auto made = load_backend("cuda", {.device = options.gpu + rank,
                                       .mapped = options.backend == "checked-cuda",
+                                      .exact = options.backend == "checked-cuda",
                                       .group = group,
                                       .rank = rank,
                                       .threads = rank == 0 ? options.threads : 1});
@@ -362,7 +363,7 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
     const int64_t wanted_length = length;
     std::vector<DeviceUse> uses(static_cast<size_t>(ranks));
     DG_TRY(for_ranks(ranks, opened->group.get(), [&](int rank) -> Result<void> {
-      auto& own = opened->rank(rank);
+      const OpenedModel::Rank own = opened->rank(rank);
       DG_ASSIGN(uses[static_cast<size_t>(rank)], measure_device_use(*own.backend, *own.model, own.store->bytes(), wanted, wanted_length));
       return {};
     }));

@@ -75,7 +75,9 @@ Measured measured(std::vector<double> values) {
   return {median, values.front(), values.back()};
 }
 
-const char* math_type_name(MathType type) { return type == MathType::kInt8 ? "int8" : type == MathType::kBf16 ? "bf16" : "f32"; }
+const char* math_type_name(MathType type) {
+  return type == MathType::kInt8 ? "int8" : type == MathType::kBf16 ? "bf16" : type == MathType::kFp8 ? "fp8" : "f32";
+}
 
 MathType math_type_of(const Format& format) {
   switch (panel_kind(format)) {
@@ -100,13 +102,15 @@ double MachineLimits::operations_per_s(std::string_view isa, MathType type) cons
 }
 
 Roofline MachineLimits::roofline(std::string_view isa) const {
+  const bool fp8 = std::any_of(peaks.begin(), peaks.end(), [&](const auto& p) { return p.isa == isa && p.type == MathType::kFp8; });
   return {read_bytes_per_s(), operations_per_s(isa, MathType::kF32), operations_per_s(isa, MathType::kBf16),
-          operations_per_s(isa, MathType::kInt8)};
+          operations_per_s(isa, MathType::kInt8), fp8 ? operations_per_s(isa, MathType::kFp8) : 0};
 }
 
 std::string MachineLimits::summary(std::string_view isa) const {
   Roofline r = roofline(isa);
-  if (isa == "cuda") return fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s ({})", r.bytes_per_s * 1e-9, r.bf16 * 1e-12, cpu);
+  if (isa == "cuda")
+    return fmt::format("read {:.0f} GB/s, bf16 {:.0f} TFLOP/s, fp8 {:.0f} ({})", r.bytes_per_s * 1e-9, r.bf16 * 1e-12, r.fp8 * 1e-12, cpu);
   return fmt::format("read {:.1f} GB/s; {}: int8 {:.2f} TOP/s, bf16 {:.2f}, f32 {:.2f} TFLOP/s ({} thread{} of {})", r.bytes_per_s * 1e-9,
                      isa, r.int8 * 1e-12, r.bf16 * 1e-12, r.f32 * 1e-12, threads, threads == 1 ? "" : "s", cpu);
 }
@@ -154,8 +158,9 @@ std::optional<MachineLimits> machine_from_json(const Json& json) {
     peak.isa = in.text(item, "isa");
     peak.instruction = in.text(item, "instruction");
     std::string type = in.text(item, "type"), operands = in.text(item, "operands");
-    if ((type != "f32" && type != "bf16" && type != "int8") || (operands != "l2" && operands != "registers")) in.ok = false;
-    peak.type = type == "int8" ? MathType::kInt8 : type == "bf16" ? MathType::kBf16 : MathType::kF32;
+    if ((type != "f32" && type != "bf16" && type != "int8" && type != "fp8") || (operands != "l2" && operands != "registers"))
+      in.ok = false;
+    peak.type = type == "int8" ? MathType::kInt8 : type == "bf16" ? MathType::kBf16 : type == "fp8" ? MathType::kFp8 : MathType::kF32;
     peak.from_l2 = operands == "l2";
     peak.one = in.measurement(item, "one_thread_ops_per_s");
     peak.all = in.measurement(item, "all_threads_ops_per_s");

@@ -21,8 +21,8 @@ struct Measured {
 };
 Measured measured(std::vector<double> values);  // all 0 without values
 
-// The types in which products are computed: int8 also for 4-bit weights, bf16 also for fp8.
-enum class MathType { kF32, kBf16, kInt8 };
+// The types in which products are computed: int8 also for 4-bit weights, bf16 also for fp8 where nothing multiplies fp8.
+enum class MathType { kF32, kBf16, kInt8, kFp8 };
 const char* math_type_name(MathType type);
 // The type in which a product with weights of this format can be computed at its fastest.
 MathType math_type_of(const Format& format);
@@ -46,8 +46,10 @@ struct InstructionPeak {
 // The larger of the two times that the memory and the multipliers need at least.
 struct Roofline {
   double bytes_per_s = 0;
-  double f32 = 0, bf16 = 0, int8 = 0;  // operations per second
-  double operations_per_s(MathType type) const { return type == MathType::kInt8 ? int8 : type == MathType::kBf16 ? bf16 : f32; }
+  double f32 = 0, bf16 = 0, int8 = 0, fp8 = 0;  // operations per second; fp8: of accelerators that have it
+  double operations_per_s(MathType type) const {
+    return type == MathType::kInt8 ? int8 : type == MathType::kBf16 ? bf16 : type == MathType::kFp8 ? fp8 : f32;
+  }
   // Seconds; 0 when nothing is known.
   double seconds(double bytes, double operations, MathType type) const;
 };

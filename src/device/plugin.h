@@ -15,6 +15,8 @@ struct BackendOptions {
   int device = 0;
   // Memory that host and device both address (slow): for `checked` and tests.
   bool mapped = false;
+  // Operands of products are rounded to bf16 at most, whatever the weights' format: for `checked`.
+  bool exact = false;
   RankGroup* group = nullptr;  // with which it computes, as `rank`; outlives the backend
   int rank = 0;
   int threads = 0;  // of the host, for work beside the device (sampling); 0: the physical cores this process may use

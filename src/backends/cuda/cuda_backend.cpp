@@ -85,6 +85,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::create_alone(const BackendOptions&
 CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& properties)
     : device_(options.device),
       mapped_(options.mapped),
+      exact_(options.exact),
       properties_(properties),
       pool_(options.threads, Topology::load(), false),
       stream_(options.device),

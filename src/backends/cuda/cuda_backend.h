@@ -125,7 +125,7 @@ class CudaBackend : public Backend {
   struct Staging;   // pinned ring for upload(): cuda_memory.cpp
 
   const int device_;
-  const bool mapped_;
+  const bool mapped_, exact_;
   const cudaDeviceProp properties_;
   ThreadPool pool_;
   const Stream stream_;

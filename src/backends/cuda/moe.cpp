@@ -138,6 +138,7 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
   CHECK((dim == 1 || (op.x.stride[1] == 1 && op.out.stride[1] == 1)) &&
         (top_k == 1 || (op.ids.stride[1] == 1 && op.weights.stride[1] == 1)));
   CHECK(experts <= kMostLocalExperts && op.ids.dtype == Dtype::kI32);
+  if (fp8_experts(op)) return;
 
   // What has to be decoded first, and which products cannot be fused.
   bool decode_up = false, decode_down = false, columns = false;

@@ -2,6 +2,7 @@
 //   up to 8 rows of x: stream_kernel, bound by memory
 //   few rows (up to few_rows_limit): product_kernel, which streams the weight in its own layout
 //   more: the weight decoded to bf16 (unless it is) and cuBLASLt, bf16 x bf16 -> f32
+//   more, FP8 weights with scales of 128 x 128: fp8_product.cpp
 //   f32 weights: exact, by f32_product.cu or cuBLASLt in f32
 // f16 weights and the GGUF formats without a layout of their own are rounded to bf16 at load.
 #include <algorithm>
@@ -231,6 +232,10 @@ void CudaBackend::Products::linear(const Linear& op) {
   const float* bias = op.bias.valid() ? op.bias.f32() : nullptr;
   if (tokens == 0 || w.out == 0) return;
   if (published(*w.format) == Published::kF32) return f32_linear(op.out, op.x, w, bias);
+  if (fp8_takes(w, tokens) && fp8_linear(op.out, op.x, w)) {
+    if (bias) launch_add_bias(op.out.f32(), op.out.stride[0], bias, tokens, w.out, backend.stream_);
+    return;
+  }
 
   const WeightKind kind = in_place(w) ? weight_kind(published(*w.format)) : WeightKind::kBf16;
   const bool few = tokens <= few_rows_limit(kind);
@@ -252,7 +257,7 @@ void CudaBackend::Products::linear_glu(const LinearGlu& op) {
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out));
   const int64_t tokens = op.x.rows();
-  if (tokens == 0 || op.up.out == 0) return;
+  if (tokens == 0 || op.up.out == 0 || fp8_linear_glu(op)) return;
   const auto kind_of = [](const Weight& w) { return in_place(w) ? weight_kind(published(*w.format)) : WeightKind::kBf16; };
   const bool f32 = published(*op.gate.format) == Published::kF32 || published(*op.up.format) == Published::kF32;
   const WeightKind kind = kind_of(op.up);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/fp8_kernels.h"
 #include "backends/cuda/kernels/moe_kernels.h"
 #include "backends/cuda/kernels/product_kernels.h"
 #include "backends/cuda/kernels/product_stream.h"
@@ -89,6 +90,22 @@ struct CudaBackend::Products {
   bool stream_pairs(const MoeExperts& op, const ExpertMatrices* table, const WeightGeometry& up, const WeightGeometry& down);
   const ExpertMatrices* expert_table(const void* key, const std::vector<ExpertMatrices>& host);
 
+  // Products in e4m3, for many rows: fp8_product.cpp, fp8_check.cpp.
+  struct Fp8Ways {
+    bool checked = false, kernel = false, blas = false;
+  };
+  Fp8Ways fp8;
+  bool fp8_checked();  // whether there is a way; finds out at the first call
+  bool fp8_takes(const Weight& w, int64_t rows);
+  // What follows is for weights that fp8_takes(). False: not this way.
+  bool fp8_linear(const Tensor& out, const Tensor& x, const Weight& w);
+  bool fp8_by_blas(const Tensor& out, const Tensor& x, const Weight& w);
+  void fp8_by_kernel(const Tensor& out, const Tensor& x, const Weight& w);
+  Fp8Rows fp8_rows(const Tensor& x);
+  // False: not by e4m3.
+  bool fp8_linear_glu(const LinearGlu& op);
+  bool fp8_experts(const MoeExperts& op);
+
   CudaBackend& backend;
   cublasLtHandle_t handle = nullptr;
   void* lt_workspace = nullptr;
@@ -99,7 +116,7 @@ struct CudaBackend::Products {
     cublasLtMatmulAlgo_t algorithm;
   };
   using LtKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, bool>;
-  std::map<LtKey, Algorithm> algorithms;
+  std::map<LtKey, Algorithm> algorithms, fp8_algorithms;
   std::map<ProductProblem, ProductChoice> choices;
   struct Table {
     std::vector<ExpertMatrices> host;

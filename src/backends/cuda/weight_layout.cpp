@@ -155,7 +155,7 @@ void put_codes(WeightKind kind, const uint8_t* codes, int row, std::byte* block)
       const uint8_t* c = codes + 32 * j + 8 * t;
       const int lane = row % 8 * 4 + t, half = row / 8;
       if (chunk_groups(kind) == 2) {
-        for (int i = 0; i < 8; i++) block[code8_offset(half, lane, j, i)] = std::byte{c[i]};
+        for (int i = 0; i < 8; i++) block[code8_offset(kind, half, lane, j, i)] = std::byte{c[i]};
       } else {
         uint32_t word = 0;
         for (int i = 0; i < 8; i++) word |= static_cast<uint32_t>(c[i] & 15) << nibble_shift(i);
@@ -296,7 +296,7 @@ void unpack_weight_row(const WeightGeometry& g, const std::byte* data, int64_t r
     uint32_t word;
     std::memcpy(&word, block + half * 512 + lane * 16 + (chunk_groups(kind) == 4 ? j * 4 : 0), 4);
     const int nibble = static_cast<int>(word >> nibble_shift(i) & 15);
-    const auto code8 = static_cast<uint8_t>(block[code8_offset(half, lane, j % 2, i)]);
+    const auto code8 = static_cast<uint8_t>(block[code8_offset(kind, half, lane, j % 2, i)]);
     const std::byte* scale = block + scale_offset(kind, r, j);
     switch (kind) {
       case WeightKind::kFp8Block128:

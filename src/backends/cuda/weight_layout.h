@@ -6,6 +6,9 @@
 // 1024 bytes of codes, then the scales of these rows and groups of 32 columns. It is laid out as the A operands of mma.m16n8k16 come out of
 // registers: lane 4 g + t of a warp holds rows g and g + 8; of each group of 32 columns it holds columns 8 t .. 8 t + 7. Its codes of
 // row g are the 16 bytes at 16 lane, those of row g + 8 the 16 bytes at 512 + 16 lane: a warp reads 512 contiguous bytes per instruction.
+// kFp8Block128 differs in one thing: of row r, the 16 bytes of lane part t are the t ^ (r / 2 % 4)'th of the row's 64 (lane_place()). That
+// is the 64-byte swizzle of Hopper's matrix unit, so 128 rows of a chunk are copied to shared memory as they are and multiplied from there
+// (grouped_wgmma.cu). The order of columns within 64 does not matter there: rows of x take the same.
 //   8 bits: bytes 8 j .. 8 j + 7 of the 16 are group j; in each word columns 0, 2, 1, 3, so that a mask gives pairs (0, 1) and (2, 3)
 //   4 bits: word j is group j; column i is nibble i / 2 + 4 (i % 2), so that a shift and a mask give the pair (2 p, 2 p + 1)
 // Blocks of the same 16 rows follow each other along the columns (a "tile"), tiles follow along the rows; rows and columns beyond the
@@ -110,10 +113,14 @@ DG_HOST_DEVICE constexpr int64_t square_pitch(WeightKind kind, int64_t chunks) {
   return kind == WeightKind::kFp8Block128 ? (chunks + 1) / 2 : chunks * 2;
 }
 
+// Which 16 bytes of a half of a block are lane `lane`'s.
+DG_HOST_DEVICE constexpr int lane_place(WeightKind kind, int lane) {
+  return kind == WeightKind::kFp8Block128 ? lane ^ (lane / 8 % 4) : lane;
+}
 // Byte of a block's codes with column i (0..7) of lane `lane`'s part of group j, of row lane / 4 (half 0) or lane / 4 + 8 (half 1); of
 // 4 bits: its low nibble is column i = 0.., see nibble_shift().
-DG_HOST_DEVICE constexpr int code8_offset(int half, int lane, int j, int i) {
-  return half * 512 + lane * 16 + j * 8 + i / 4 * 4 + (i % 4 == 1 ? 2 : i % 4 == 2 ? 1 : i % 4);
+DG_HOST_DEVICE constexpr int code8_offset(WeightKind kind, int half, int lane, int j, int i) {
+  return half * 512 + lane_place(kind, lane) * 16 + j * 8 + i / 4 * 4 + (i % 4 == 1 ? 2 : i % 4 == 2 ? 1 : i % 4);
 }
 // Bit of the 32-bit word at half * 512 + lane * 16 + j * 4.
 DG_HOST_DEVICE constexpr int nibble_shift(int i) { return 4 * (i / 2 + 4 * (i % 2)); }

@@ -101,7 +101,7 @@ struct FromBlocks {
     const int j = static_cast<int>(k % columns) / 32, r = static_cast<int>(row % kTileRows),
               lane = r % 8 * 4 + static_cast<int>(k % 32) / 8;
     const uint8_t* block = w.data + row / kTileRows * w.tile_bytes + chunk * block_bytes(kKind);
-    const uint8_t* codes = block + r / 8 * 512 + lane * 16;
+    const uint8_t* codes = block + r / 8 * 512 + lane_place(kKind, lane) * 16;
     uint32_t p[4];
     if constexpr (chunk_groups(kKind) == 2) {
       const uint2 words = *reinterpret_cast<const uint2*>(codes + j * 8);

@@ -87,7 +87,7 @@ struct LaneTile {
       scales = nullptr;
     } else {
       const uint8_t* base = data + tile * tile_bytes;
-      low = base + lane * 16;
+      low = base + lane_place(kKind, lane) * 16;
       high = low + 512;
       if constexpr (square_side(kKind) != 0) scales = aux + tile * kTileRows / square_side(kKind) * square_pitch(kKind, chunks) * 4;
       else scales = base + scale_offset(kKind, lane / 4, 0);
