@@ -29,6 +29,9 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   if (!backend.host_memory()) {
     const int64_t bytes = options.max_logit_rows * model.config().vocab * 4;
     DG_ASSIGN(executor->host_logits_, backend.allocate_host(static_cast<size_t>(bytes), "logits"));
+    if (backend.picks_rows()) {
+      DG_ASSIGN(executor->picks_, DevicePicks::create(backend, model.config().vocab, options.max_logit_rows));
+    }
   }
   if (model.mtp_modules() > 0) {
     int64_t hidden = model.config().hidden;
@@ -39,21 +42,26 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
   return executor;
 }
 
-Result<StepResult> Executor::run(std::span<const StepSequence> sequences) { return run_forward(sequences, nullptr); }
+Result<StepResult> Executor::run(std::span<const StepSequence> sequences, const DescribeRows& describe) {
+  return run_forward(sequences, nullptr, describe);
+}
 
-Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden) { return run_forward(sequences, &hidden); }
+Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden, const DescribeRows& describe) {
+  return run_forward(sequences, &hidden, describe);
+}
 
-Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
+Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows,
+                                           const DescribeRows& describe) {
   auto n = static_cast<int64_t>(rows.size());
   CHECK(rows.size() == sequences.size() && n <= carry_.rows());
   Tensor carried = carry_.slice(0, 0, n);
   backend_.upload(index_memory_->data(), rows.data(), rows.size_bytes());
   backend_.gather_rows({.out = carried, .x = hidden, .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
   arena_.release(0);
-  return run_forward(sequences, &carried);
+  return run_forward(sequences, &carried, describe);
 }
 
-Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden) {
+Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences, const Tensor* mtp_hidden, const DescribeRows& describe) {
   for (size_t i = 0; i < sequences.size(); i++) {
     const StepSequence& s = sequences[i];
     int64_t before = static_cast<int64_t>(s.blocks->blocks().size()) * options_.block_tokens;
@@ -111,11 +119,37 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
   if (backend_.host_memory()) {
     backend_.synchronise();
   } else {
-    CHECK(!out.logits.valid() || out.logits.contiguous());
+    result.device_logits = out.logits;
     result.logits.data = host_logits_->data();
-    backend_.download(host_logits_->data(), out.logits.data, rows > 0 ? out.logits.bytes() : 0);
+    take_logits(result, rows, describe);
   }
   return result;
+}
+
+// From the device: what the rows are wanted for, or the rows.
+void Executor::take_logits(StepResult& result, int64_t rows, const DescribeRows& describe) {
+  CHECK(rows == 0 || result.device_logits.contiguous());
+  whole_rows_.clear();
+  if (rows > 0 && picks_ && describe) {
+    picks_->begin(rows);
+    describe(result, *picks_);
+    picks_->run(result.device_logits);
+    result.picks = picks_.get();
+  }
+  for (int64_t i = 0; i < rows; i++)
+    if (!result.picks || picks_->wanted_whole(i)) whole_rows_.push_back(i);
+  read_logits(result, whole_rows_);
+  if (rows == 0) backend_.synchronise();
+}
+
+void Executor::read_logits(const StepResult& result, std::span<const int64_t> rows) {
+  for (size_t i = 0; i < rows.size();) {  // rows that lie behind each other at once
+    size_t end = i + 1;
+    while (end < rows.size() && rows[end] == rows[end - 1] + 1) end++;
+    const Tensor from = result.device_logits.slice(0, rows[i], static_cast<int64_t>(end - i));
+    backend_.download(result.logits.slice(0, rows[i], from.rows()).data, from.data, from.bytes());
+    i = end;
+  }
 }
 
 Batch Executor::upload_batch(int64_t tokens, int64_t rows) {

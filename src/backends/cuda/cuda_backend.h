@@ -89,6 +89,10 @@ class CudaBackend : public Backend {
   void fill(const Fill& op) override;
   void copy(const Copy& op) override;
   void kv_write(const KvWrite& op) override;
+  // sample.cpp
+  bool picks_rows() const override { return !mapped_; }
+  void adjust_logits(const AdjustLogits& op) override;
+  void pick_rows(const PickRows& op) override;
   // attention.cpp
   void attention(const Attention& op) override;
   void mla_attention(const MlaAttention& op) override;
