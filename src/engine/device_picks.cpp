@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kSpecWords = sizeof(PickSpec) / 4, kChangeWords = sizeof(LogitChange) / 4, kHeaderWords = sizeof(PickHeader) / 4;
 // Changed tokens of all rows of a step, for each row that it may have; a row that does not fit is wanted whole.
-constexpr int64_t kChangesPerRow = 4096;
+constexpr int64_t kChangesPerRow = 2048;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 // Into the change of the same token. False: two biases, which round twice when they are added one by one.

@@ -24,6 +24,7 @@ class DevicePicks {
   // `input` describes the pick (its logits, picked and adjusted are not looked at); `drafts` stand behind the sequence: they count for
   // the penalties. Where it asks for what cannot be picked on the device, the row stays wanted whole.
   void add(int64_t row, const SampleInput& input, std::span<const int32_t> drafts = {});
+  int64_t max_rows() const { return max_rows_; }
   void skip(int64_t row);  // nobody asks for this row
 
   // `logits` (rows, vocab) on the device: rows that are picked are changed in place. Waits for the results.

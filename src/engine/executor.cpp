@@ -6,6 +6,7 @@ namespace dg {
 namespace {
 
 constexpr int64_t kShortestReplay = 1024;  // bound of the contexts of the first class of replayed steps
+constexpr int64_t kMostPickedRows = 512;   // of a step; all rows of a larger one are read
 uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size); }
 
 }  // namespace
@@ -30,7 +31,8 @@ Result<std::unique_ptr<Executor>> Executor::create(Backend& backend, Model& mode
     const int64_t bytes = options.max_logit_rows * model.config().vocab * 4;
     DG_ASSIGN(executor->host_logits_, backend.allocate_host(static_cast<size_t>(bytes), "logits"));
     if (backend.picks_rows()) {
-      DG_ASSIGN(executor->picks_, DevicePicks::create(backend, model.config().vocab, options.max_logit_rows));
+      const int64_t rows = std::min(options.max_logit_rows, kMostPickedRows);
+      DG_ASSIGN(executor->picks_, DevicePicks::create(backend, model.config().vocab, rows));
     }
   }
   if (model.mtp_modules() > 0) {
@@ -130,7 +132,7 @@ Result<StepResult> Executor::run_forward(std::span<const StepSequence> sequences
 void Executor::take_logits(StepResult& result, int64_t rows, const DescribeRows& describe) {
   CHECK(rows == 0 || result.device_logits.contiguous());
   whole_rows_.clear();
-  if (rows > 0 && picks_ && describe) {
+  if (rows > 0 && picks_ && describe && rows <= picks_->max_rows()) {
     picks_->begin(rows);
     describe(result, *picks_);
     picks_->run(result.device_logits);

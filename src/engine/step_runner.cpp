@@ -166,7 +166,8 @@ bool ModelStepRunner::sample_item(const StepItem& item, const StepResult& out, s
     if (result.tokens.size() <= static_cast<size_t>(j)) result.tokens.emplace_back();
     SampleOutput& token = result.tokens[static_cast<size_t>(j)];
     const int64_t length = static_cast<int64_t>(s.ids.size()) + j, generated = length - s.prompt_tokens, row = first_token_row_[index] + j;
-    SampleInput input = sample_input(item, j, s.grammar.active() ? s.grammar.mask() : nullptr);
+    const bool masked = s.grammar.active() && !out.picked(row);  // a picked row is masked already
+    SampleInput input = sample_input(item, j, masked ? s.grammar.mask() : nullptr);
     set_row(out, row, row == needed_rows_[index], input);
     worker.sampler.sample(input, token);
     if (token.id == kNeedsRow) {
@@ -239,20 +240,20 @@ void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out) {
   }
 }
 
-SampleInput ModelStepRunner::draft_input(const Sequence& s, int64_t position, GrammarState& grammar) const {
+SampleInput ModelStepRunner::draft_input(const Sequence& s, int64_t position, const uint32_t* allowed) const {
   SampleInput input;
   input.params = &s.request.request.sampling;
   input.history = &s.history;
   input.position = static_cast<uint64_t>(position);
   input.seed = s.seed;
-  if (grammar.active()) input.allowed = grammar.mask();
+  input.allowed = allowed;
   return input;
 }
 
 // Draws a draft from the module's logits with the random number that the model's own draw will use there.
 bool ModelStepRunner::draft_from(const StepResult& out, int64_t row, bool whole, Sequence& s, int64_t position, GrammarState& grammar,
                                  Worker& worker, std::vector<int32_t>& drafts, uint8_t& alive) {
-  SampleInput input = draft_input(s, position, grammar);
+  SampleInput input = draft_input(s, position, grammar.active() && !out.picked(row) ? grammar.mask() : nullptr);
   set_row(out, row, whole, input);
   worker.sampler.sample(input, worker.draft);
   const int32_t id = worker.draft.id;
@@ -306,7 +307,8 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int) {
       const auto k = static_cast<size_t>(d);
       const Sequence& s = *plan.items[drafting_[k]].sequence;
-      picks.add(row_of(of, k), draft_input(s, position_of(k), draft_grammar_[k]));
+      GrammarState& grammar = draft_grammar_[k];
+      picks.add(row_of(of, k), draft_input(s, position_of(k), grammar.active() ? grammar.mask() : nullptr));
     });
   };
   DG_ASSIGN(StepResult draft, executor_.run_mtp(steps_, out.hidden, describe));

@@ -36,7 +36,7 @@ class ModelStepRunner : public StepRunner {
   void prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
   void pool_rows(const StepItem& item, const StepResult& out);
   Result<void> mtp_drafts(const StepPlan& plan, const StepResult& out, StepResults& results);
-  SampleInput draft_input(const Sequence& sequence, int64_t position, GrammarState& grammar) const;
+  SampleInput draft_input(const Sequence& sequence, int64_t position, const uint32_t* allowed) const;
   // False: the draft's row is needed whole. `alive`: whether there was a draft.
   bool draft_from(const StepResult& out, int64_t row, bool whole, Sequence& sequence, int64_t position, GrammarState& grammar,
                   Worker& worker, std::vector<int32_t>& drafts, uint8_t& alive);

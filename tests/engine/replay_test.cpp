@@ -53,10 +53,10 @@ class TapeBackend : public Backend {
   void run(void (Backend::*method)(const Op&), const Op& op) {
     if (recording_) {
       size_t mark = 0;
-      if constexpr (requires { op.scratch; }) mark = op.scratch ? op.scratch->mark() : 0;
+      if constexpr (requires { op.scratch->mark(); }) mark = op.scratch ? op.scratch->mark() : 0;
       recording_->push_back([this, method, op, mark] {
         Op copy = op;
-        if constexpr (requires { copy.scratch; })
+        if constexpr (requires { copy.scratch->mark(); })
           if (copy.scratch) copy.scratch->release(mark);
         if constexpr (requires { copy.sequences; }) copy.sequences = slices_;
         (inner_.get()->*method)(copy);
