@@ -296,7 +296,7 @@ TEST_F(EngineOnModel, PickingOnTheDeviceChangesNothing) {
         EXPECT_EQ(heard.logprobs, expected[i].logprobs) << "request " << i << ", speculation " << static_cast<int>(method);
       }
       if (!device) continue;
-      EXPECT_GT(device_->picked_rows, tokens * 3 / 4);
+      EXPECT_GT(device_->picked_rows, tokens / 2);
       EXPECT_GT(device_->whole_rows, 0);
       if (method == SpeculationMethod::kNone) {
         EXPECT_LT(device_->whole_rows, tokens / 2);

@@ -256,7 +256,7 @@ __device__ void sum_and_draw(const PickArgs& a, int64_t row, const PickSpec& spe
 }
 
 // blockIdx.x = 0: candidates; 1: sums. They write different words of the row of results.
-__global__ void __launch_bounds__(kThreads) select_kernel(const PickArgs a) {
+__global__ void __launch_bounds__(kThreads, 1) select_kernel(const PickArgs a) {
   wait_for_previous();
   const int64_t row = blockIdx.y;
   const PickSpec& spec = a.specs[row];
