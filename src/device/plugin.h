@@ -23,8 +23,9 @@ struct BackendOptions {
 // A plug-in has its own copies of the floors below (so formats are compared by name, never by address) and is refused when it was
 // compiled with other declarations of them than the program.
 static constexpr const char* kPluginVersion = DG_BUILD_VERSION;
-static constexpr uint32_t kPluginLayout[] = {sizeof(Weight),       sizeof(Tensor),   sizeof(Format),     sizeof(SequenceSlice),
-                                             sizeof(MlaAttention), sizeof(MoeRoute), sizeof(MoeExperts), sizeof(BackendOptions)};
+static constexpr uint32_t kPluginLayout[] = {sizeof(Weight),        sizeof(Tensor),       sizeof(Format),
+                                             sizeof(SequenceSlice), sizeof(MlaAttention), sizeof(MoeRoute),
+                                             sizeof(MoeExperts),    sizeof(PickRows),     sizeof(BackendOptions)};
 
 // What a plug-in exports, as `extern "C" const dg::BackendPlugin dougong_backend_plugin`.
 struct BackendPlugin {
