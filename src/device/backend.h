@@ -111,6 +111,10 @@ class Backend {
   virtual void mla_attention(const MlaAttention&) = 0;
   virtual void moe_route(const MoeRoute&) = 0;
   virtual void moe_experts(const MoeExperts&) = 0;
+  // Whether a host that samples should ask for pick_rows() instead of rows of logits. The default bodies are host code.
+  virtual bool picks_rows() const { return false; }
+  virtual void adjust_logits(const AdjustLogits&);
+  virtual void pick_rows(const PickRows&);
 };
 
 }  // namespace dg

@@ -135,4 +135,9 @@ Cost cost_of(const MoeExperts& op) {
           .flops = top_k * (matrix_flops(tokens, e.gate) + matrix_flops(tokens, e.up) + matrix_flops(tokens, e.down))};
 }
 
+Cost cost_of(const AdjustLogits& op) { return {.activation_bytes = size(op.changes) * 5 / 3 + size(op.masks)}; }
+Cost cost_of(const PickRows& op) {
+  return {.activation_bytes = size(op.logits) + size(op.out), .flops = 14 * count(op.logits)};  // the polynomial of exp2
+}
+
 }  // namespace dg

@@ -221,6 +221,29 @@ struct MoeExperts {
   Arena* scratch;
 };
 
+// Rows of logits before a pick, in place: of each changed token
+//   l = l > 0 ? l / repetition : l * repetition, less presence + frequency * outputs where outputs > 0 (outputs < 0: neither), in double;
+//   l += bias (-inf: l = -inf);
+// then l = -inf where the row's mask has no bit. Rows whose spec wants no candidates stay as they are.
+struct AdjustLogits {
+  Tensor logits;         // (rows, columns): tokens first_id, first_id + 1, ...
+  Tensor specs;          // (rows, 16) i32: PickSpec (device/row_picks.h)
+  Tensor changes;        // (n, 3) i32: LogitChange
+  Tensor masks;          // (m, words) i32, bit id of a row: the token is allowed
+  int32_t first_id = 0;  // of the first column, where the vocabulary is divided among ranks
+};
+
+// The largest logits of each row, its mass and the place of a draw: PickHeader. Exact, ties included (device/row_picks.h).
+struct PickRows {
+  Tensor out;      // (rows, pick_words(most, draw)) i32: PickHeader, logits, ids, chunk; rows without candidates stay as they are
+  Tensor logits;   // (rows, columns), at most kMostPickColumns
+  Tensor specs;    // (rows, 16) i32: PickSpec
+  int most;        // candidates that a row of `out` has room for, at most kMostCandidates
+  bool draw;       // whether it has room for a chunk
+  Tensor scratch;  // (3, rows, ceil(columns / kChunk)) f32
+  int32_t first_id = 0;
+};
+
 // X(method, Struct): every op once; decorators (checked, dry) are generated from this list.
 #define DG_OPS(X)                   \
   X(embed, Embed)                   \
@@ -243,6 +266,8 @@ struct MoeExperts {
   X(attention, Attention)           \
   X(mla_attention, MlaAttention)    \
   X(moe_route, MoeRoute)            \
-  X(moe_experts, MoeExperts)
+  X(moe_experts, MoeExperts)        \
+  X(adjust_logits, AdjustLogits)    \
+  X(pick_rows, PickRows)
 
 }  // namespace dg

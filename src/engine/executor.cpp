@@ -7,6 +7,7 @@
 namespace dg {
 namespace {
 
+constexpr int64_t kMostPickedRows = 512;  // of a step; all rows of a larger one are read
 uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size); }
 
 }  // namespace
@@ -30,22 +31,30 @@ Result<std::unique_ptr<Executor>> Executor::create(std::span<const ExecutorRank>
   if (Backend& backend = ranks[0].backend; ranks.size() > 1 || !backend.host_memory()) {
     const int64_t bytes = options.max_logit_rows * ranks[0].model.config().vocab * 4;
     DG_ASSIGN(executor->host_logits_, backend.allocate_host(static_cast<size_t>(bytes), "logits"));
+    if (ranks.size() == 1 && backend.picks_rows()) {  // of several ranks each has its columns only
+      const int64_t rows = std::min(options.max_logit_rows, kMostPickedRows);
+      DG_ASSIGN(executor->picks_, DevicePicks::create(backend, ranks[0].model.config().vocab, rows));
+    }
   }
   executor->slices_.reserve(static_cast<size_t>(options.max_step_sequences));
   DG_ASSIGN(executor->threads_, RankThreads::create(static_cast<int>(ranks.size())));
   return executor;
 }
 
-Result<StepResult> Executor::run(std::span<const StepSequence> sequences) { return run_pass(sequences, {}); }
-
-Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden) {
-  return run_pass(sequences, {.kind = RankPass::Kind::kMtp, .hidden = hidden, .hidden_offset = hidden_offset(hidden)});
+Result<StepResult> Executor::run(std::span<const StepSequence> sequences, const DescribeRows& describe) {
+  return run_pass(sequences, {}, describe);
 }
 
-Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows) {
+Result<StepResult> Executor::run_mtp(std::span<const StepSequence> sequences, Tensor hidden, const DescribeRows& describe) {
+  return run_pass(sequences, {.kind = RankPass::Kind::kMtp, .hidden = hidden, .hidden_offset = hidden_offset(hidden)}, describe);
+}
+
+Result<StepResult> Executor::run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows,
+                                           const DescribeRows& describe) {
   CHECK(rows.size() == sequences.size());
   return run_pass(sequences,
-                  {.kind = RankPass::Kind::kMtpAgain, .hidden = hidden, .hidden_offset = hidden_offset(hidden), .carried_rows = rows});
+                  {.kind = RankPass::Kind::kMtpAgain, .hidden = hidden, .hidden_offset = hidden_offset(hidden), .carried_rows = rows},
+                  describe);
 }
 
 ptrdiff_t Executor::hidden_offset(const Tensor& hidden) const {
@@ -75,7 +84,7 @@ Result<void> Executor::run_ranks(const RankPass& pass, float* logits) {
   return status();
 }
 
-Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, RankPass pass) {
+Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, RankPass pass, const DescribeRows& describe) {
   for (size_t i = 0; i < sequences.size(); i++) {
     const StepSequence& s = sequences[i];
     int64_t before = static_cast<int64_t>(s.blocks->blocks().size()) * options_.block_tokens;
@@ -121,11 +130,46 @@ Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, R
   pass.wanted_rows = static_cast<int64_t>(sequences.size());
   if (pass.replay_key != 0) rows = pass.wanted_rows;
   auto* logits = host_logits_ ? static_cast<float*>(host_logits_->data()) : nullptr;
-  Result<void> done = run_ranks(pass, logits);
-  if (!done.ok()) return done.error();
+  if (picks_ && describe) {
+    DG_TRY(status());
+    ranks_[0]->issue(pass, observe_);
+    result.hidden = ranks_[0]->result().hidden;
+    result.device_logits = ranks_[0]->result().logits;
+    result.logits = Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab});
+    take_logits(result, rows, describe);
+    DG_TRY(status());
+    return result;
+  }
+  DG_TRY(run_ranks(pass, logits));
   result.hidden = ranks_[0]->result().hidden;
   result.logits = logits ? Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab}) : ranks_[0]->result().logits;
   return result;
+}
+
+// From the device: what the rows are wanted for, or the rows.
+void Executor::take_logits(StepResult& result, int64_t rows, const DescribeRows& describe) {
+  CHECK(rows == 0 || result.device_logits.contiguous());
+  whole_rows_.clear();
+  if (rows > 0 && rows <= picks_->max_rows()) {
+    picks_->begin(rows);
+    describe(result, *picks_);
+    picks_->run(result.device_logits);
+    result.picks = picks_.get();
+  }
+  for (int64_t i = 0; i < rows; i++)
+    if (!result.picks || picks_->wanted_whole(i)) whole_rows_.push_back(i);
+  read_logits(result, whole_rows_);
+  if (rows == 0) backend().synchronise();
+}
+
+void Executor::read_logits(const StepResult& result, std::span<const int64_t> rows) {
+  for (size_t i = 0; i < rows.size();) {  // rows that lie behind each other at once
+    size_t end = i + 1;
+    while (end < rows.size() && rows[end] == rows[end - 1] + 1) end++;
+    const Tensor from = result.device_logits.slice(0, rows[i], static_cast<int64_t>(end - i));
+    backend().download(result.logits.slice(0, rows[i], from.rows()).data, from.data, from.bytes());
+    i = end;
+  }
 }
 
 // Decode rows of sequences one token further each: their number is rounded up to one of a few, and the longest context to a power of

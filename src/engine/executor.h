@@ -8,6 +8,7 @@
 
 #include "base/result.h"
 #include "device/rank_group.h"
+#include "engine/device_picks.h"
 #include "engine/rank_executor.h"
 #include "engine/rank_threads.h"
 #include "model/model.h"
@@ -41,9 +42,13 @@ struct StepSequence {
 struct StepResult {
   // Per sequence of the step, the first of its logit rows in `logits`.
   std::vector<int64_t> first_row;
-  Tensor logits;  // (rows, vocab) f32, host-readable, valid until the next step
+  Tensor logits;  // (rows, vocab) f32, host-readable, valid until the next step; of rows that were picked only after read_logits()
   Tensor hidden;  // (tokens, hidden) after the final norm, on the device, valid until the next step: read_hidden()
   const float* row(int64_t i) const { return logits.f32(i); }
+  // What the device picked of a row; null: row(i) is there. Valid until the next step.
+  const PickedRow* picked(int64_t i) const { return picks ? picks->picked(i) : nullptr; }
+  Tensor device_logits;                // (rows, vocab) where the device has them
+  const DevicePicks* picks = nullptr;  // null: no row was picked
 };
 
 // A device and the part of the model on it. One, or several that compute together.
@@ -52,6 +57,9 @@ struct ExecutorRank {
   Model& model;
 };
 
+// Says what a step's rows are wanted for, while the device computes them.
+using DescribeRows = std::function<void(const StepResult&, DevicePicks&)>;
+
 class Executor {
  public:
   static Result<std::unique_ptr<Executor>> create(Backend& backend, Model& model, const ExecutorOptions& options);
@@ -59,16 +67,20 @@ class Executor {
   static Result<std::unique_ptr<Executor>> create(std::span<const ExecutorRank> ranks, RankGroup* group, const ExecutorOptions& options);
 
   // Runs one step. An error (KV cache full) leaves the sequences as they were; that of a rank leaves their new rows undefined.
-  // Exceeding max_step_tokens is a bug.
-  Result<StepResult> run(std::span<const StepSequence> sequences);
+  // Exceeding max_step_tokens is a bug. Where the device can pick from rows (picks_rows), `describe` is called once and rows of logits
+  // stay there.
+  Result<StepResult> run(std::span<const StepSequence> sequences, const DescribeRows& describe = {});
   // The same rows through the MTP module: `hidden` (tokens, hidden) of the same positions, ids shifted by one; of the last pass.
-  Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden);
+  Result<StepResult> run_mtp(std::span<const StepSequence> sequences, Tensor hidden, const DescribeRows& describe = {});
   // One more pass of the MTP module on some rows of the last one: one row per sequence, `hidden` (tokens, hidden) of that
   // pass, rows[i] the row that sequence i goes on from. The results of the passes before are no longer valid.
-  Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows);
+  Result<StepResult> run_mtp_again(std::span<const StepSequence> sequences, Tensor hidden, std::span<const int32_t> rows,
+                                   const DescribeRows& describe = {});
 
   // Captures decode steps of every size, for contexts up to `longest_context`, on a backend that replays them; else nothing.
   Result<void> prepare_replays(int64_t longest_context, const std::function<void(int64_t done, int64_t all)>& progress);
+  // Rows of a step's logits into `logits`, where picking kept them on the device: after what picks changed. Ascending.
+  void read_logits(const StepResult& result, std::span<const int64_t> rows);
   // Rows [first, first + count) of a step's hidden state in host memory, valid until the next call. (count, hidden)
   Tensor read_hidden(const StepResult& result, int64_t first, int64_t count) { return ranks_[0]->read_rows(result.hidden, first, count); }
 
@@ -82,9 +94,10 @@ class Executor {
 
  private:
   explicit Executor(const ExecutorOptions& options) : options_(options) {}
-  Result<StepResult> run_pass(std::span<const StepSequence> sequences, RankPass pass);
+  Result<StepResult> run_pass(std::span<const StepSequence> sequences, RankPass pass, const DescribeRows& describe);
   Result<void> run_ranks(const RankPass& pass, float* logits);
   ptrdiff_t hidden_offset(const Tensor& hidden) const;
+  void take_logits(StepResult& result, int64_t rows, const DescribeRows& describe);
   // Fills a step of decode rows up to a size that is replayed; 0: this step is issued op by op.
   uint64_t pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows);
   int64_t replay_size(int64_t count) const;
@@ -95,8 +108,10 @@ class Executor {
   RankGroup* group_ = nullptr;
   std::vector<std::unique_ptr<RankExecutor>> ranks_;
   std::unique_ptr<DeviceMemory> host_logits_;  // where rank 0 alone has no logits that the host can read
+  std::unique_ptr<DevicePicks> picks_;         // where one backend picks rows
   std::vector<int32_t> indices_;               // RankPass::indices
   std::vector<SequenceSlice> slices_;
+  std::vector<int64_t> whole_rows_;
   int32_t padding_block_ = 0;
   std::function<void(int, Tensor)> observe_;
   std::unique_ptr<RankThreads> threads_;  // the first to go: they use all the others

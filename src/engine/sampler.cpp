@@ -13,7 +13,6 @@ namespace dg {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr float kLog2E = 1.44269504f;
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit changes every output bit.
 uint64_t mix(uint64_t x) {
@@ -36,6 +35,31 @@ double chunk_weight(float chunk_sum, float chunk_max, float max, float scale) {
 }  // namespace
 
 double uniform_draw(uint64_t seed, uint64_t position) { return static_cast<double>(mix(mix(seed) ^ mix(~position)) >> 11) * 0x1p-53; }
+
+float scale_of(const SamplingParams& params) {
+  return picks_largest(params) ? kLog2E : static_cast<float>(std::min(1 / params.temperature * M_LOG2E, 1e30));
+}
+
+float smallest_kept(const SamplingParams& params, float max, float scale) {
+  float at_least = max - kNegligibleBits / scale;
+  if (params.min_p > 0) {
+    double floor = static_cast<double>(max) + params.temperature * std::log(std::min(params.min_p, 1.0));
+    at_least = std::max(at_least, static_cast<float>(floor));
+  }
+  return at_least;
+}
+
+int32_t draw_from_chunk(const float* logits, float chunk_max, float max, float scale, double left, int32_t first) {
+  int32_t last = -1;
+  double factor = static_cast<double>(exp2_of_negative((chunk_max - max) * scale));
+  for (size_t i = 0; i < kChunk; i++) {
+    double weight = factor * static_cast<double>(exp2_of_negative((logits[i] - chunk_max) * scale));
+    if (weight > 0) last = first + static_cast<int32_t>(i);
+    if (left < weight) break;
+    left -= weight;
+  }
+  return last;
+}
 
 TokenHistory::Entry& TokenHistory::entry(int32_t id) {
   auto [at, added] = index_.try_emplace(id, entries_.size());
@@ -84,6 +108,7 @@ void Sampler::prepare(const SampleInput& input) {
   for (size_t c = 0; c < count; c++) chunks_[c] = input.logits.data() + c * kChunk;
   if (vocab_ % kChunk) own_chunk(count - 1);
 
+  if (input.adjusted) return;
   if (input.history && params.penalises()) {
     // Many tokens reach most chunks: copying them in order is faster than in the order of the tokens.
     if (input.history->entries_.size() > count)
@@ -165,8 +190,7 @@ int32_t Sampler::draw_from_all(double uniform, float scale) const {
   double total = 0;
   for (size_t c = 0; c < chunks_.size(); c++) total += chunk_weight(chunk_sum_[c], chunk_max_[c], max_, scale);
   double left = uniform * total;
-  int32_t last = -1;  // rounding may leave a crumb: it belongs to the last token that can be drawn at all
-  size_t last_chunk = chunks_.size();
+  size_t last_chunk = chunks_.size();  // rounding may leave a crumb: it belongs to the last token that can be drawn at all
   for (size_t c = 0; c < chunks_.size(); c++) {
     double weight = chunk_weight(chunk_sum_[c], chunk_max_[c], max_, scale);
     if (weight > 0) last_chunk = c;
@@ -174,14 +198,7 @@ int32_t Sampler::draw_from_all(double uniform, float scale) const {
     left -= weight;
   }
   CHECK(last_chunk < chunks_.size()) << "the chunk of the maximum weighs at least 1";
-  double factor = static_cast<double>(exp2_of_negative((chunk_max_[last_chunk] - max_) * scale));
-  for (size_t i = 0; i < kChunk; i++) {
-    double weight = factor * static_cast<double>(exp2_of_negative((chunks_[last_chunk][i] - chunk_max_[last_chunk]) * scale));
-    if (weight > 0) last = static_cast<int32_t>(last_chunk * kChunk + i);
-    if (left < weight) break;
-    left -= weight;
-  }
-  return last;
+  return draw_from_chunk(chunks_[last_chunk], chunk_max_[last_chunk], max_, scale, left, static_cast<int32_t>(last_chunk * kChunk));
 }
 
 int32_t Sampler::draw_from_candidates(double uniform) const {
@@ -240,7 +257,7 @@ void Sampler::keep_top_p(double wanted) {
 void Sampler::gather_nucleus(double top_p, float scale) {
   double total = 0;
   for (size_t c = 0; c < chunks_.size(); c++) total += chunk_weight(chunk_sum_[c], chunk_max_[c], max_, scale);
-  for (float bits : {6.0f, 9.0f, 12.0f, 16.0f, 20.0f, kNegligibleBits}) {
+  for (float bits : kNucleusBits) {
     gather(max_ - bits / scale, scale);
     double mass = 0;
     for (const Candidate& c : candidates_) mass += c.weight;
@@ -264,15 +281,11 @@ void Sampler::keep_typical(double typical_p) {
 int32_t Sampler::pick(const SampleInput& input, float scale) {
   const SamplingParams& params = *input.params;
   double uniform = uniform_draw(input.seed, input.position);
-  bool top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < vocab_;
+  bool top_k = limits_count(params, vocab_);
   if (!top_k && !(params.min_p > 0) && params.top_p < 1) {
     gather_nucleus(params.top_p, scale);
   } else if (top_k || params.min_p > 0 || params.typical_p < 1) {
-    float at_least = max_ - kNegligibleBits / scale;
-    if (params.min_p > 0) {
-      double floor = static_cast<double>(max_) + params.temperature * std::log(std::min(params.min_p, 1.0));
-      at_least = std::max(at_least, static_cast<float>(floor));
-    }
+    float at_least = smallest_kept(params, max_, scale);
     if (top_k) at_least = std::max(at_least, bound_of_largest(static_cast<size_t>(params.top_k)));
     gather(at_least, scale);
     if (top_k) keep_top_k(static_cast<size_t>(params.top_k));
@@ -313,11 +326,15 @@ void Sampler::sample(const SampleInput& input, SampleOutput& output) {
   output.id = -1;
   output.logprob = 0;
   output.top.clear();
+  if (input.picked) {
+    sample_picked(input, output);
+    return;
+  }
   prepare(input);
 
-  bool greedy = params.greedy() || params.top_k == 1;
-  auto scale = greedy ? kLog2E : static_cast<float>(std::min(1 / params.temperature * M_LOG2E, 1e30));
-  bool sums = !greedy && !(params.min_p > 0) && (params.top_k <= 0 || static_cast<size_t>(params.top_k) >= vocab_);
+  const bool greedy = picks_largest(params);
+  const float scale = scale_of(params);
+  bool sums = !greedy && !(params.min_p > 0) && !limits_count(params, vocab_);
   bool logprobs = input.logprobs >= 0;
   if (sums || (logprobs && scale == kLog2E)) {
     kernels().max_sum(chunks_.data(), chunks_.size(), scale, chunk_max_.data(), chunk_sum_.data());

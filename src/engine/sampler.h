@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "device/row_picks.h"
+
 namespace dg {
 
 struct SamplingParams {
@@ -37,15 +39,21 @@ struct SamplingParams {
 // Which tokens a sequence has, for the penalties.
 class TokenHistory {
  public:
-  void add_prompt(std::span<const int32_t> ids);
-  void add_output(int32_t id);
-
- private:
-  friend class Sampler;
   struct Entry {
     int32_t id;
     int32_t outputs;  // 0: in the prompt only
   };
+  void add_prompt(std::span<const int32_t> ids);
+  void add_output(int32_t id);
+  std::span<const Entry> entries() const { return entries_; }  // every id once
+  // Where in entries() the id is, or -1.
+  int64_t find(int32_t id) const {
+    auto at = index_.find(id);
+    return at == index_.end() ? -1 : static_cast<int64_t>(at->second);
+  }
+
+ private:
+  friend class Sampler;
   Entry& entry(int32_t id);
 
   std::vector<Entry> entries_;  // distinct ids, read in whole for every token
@@ -54,6 +62,18 @@ class TokenHistory {
 
 // Uniform in [0, 1), 53 bits, from a counter: no state, so no draw depends on another.
 double uniform_draw(uint64_t seed, uint64_t position);
+
+// The figures that pick_rows (device/ops.h) gave for one row.
+struct PickedRow {
+  PickHeader header;
+  std::span<const float> logits;  // (header.count)
+  std::span<const int32_t> ids;   // (header.count)
+  const float* chunk = nullptr;   // (kChunk), where a draw was asked for
+  int64_t vocab = 0;
+};
+
+// What to ask for, for a row of these parameters; candidates 0: nothing, the row itself is needed.
+PickSpec picks_for(const SamplingParams& params, int logprobs, int64_t vocab);
 
 struct SampleInput {
   std::span<const float> logits;           // (vocab)
@@ -64,6 +84,9 @@ struct SampleInput {
   const uint32_t* allowed = nullptr;     // bit mask of (vocab + 31) / 32 words, null: all
   std::span<const int32_t> forbidden{};  // ids that must not be picked
   int logprobs = -1;                     // -1: none; 0: of the chosen token; n: and the n likeliest
+  // In place of `logits`: what picks_for() asked for, after penalties, bias, mask and forbidden ids.
+  const PickedRow* picked = nullptr;
+  bool adjusted = false;  // `logits` is after penalties, bias, mask and forbidden ids
 };
 
 struct SampleOutput {
@@ -72,10 +95,13 @@ struct SampleOutput {
   std::vector<std::pair<int32_t, float>> top{};  // likeliest first, the lower id first of equals
 };
 
+constexpr int32_t kNeedsRow = -2;  // SampleOutput::id: `picked` does not tell which token; nothing was sampled
+
 // Owns scratch for one row; one thread.
 class Sampler {
  public:
   // NaN never wins. Id -1 when every logit is NaN or -inf, or nothing is allowed: the model is broken, and the caller says so.
+  // A token (and its logprobs) that comes from `picked` is the one that comes from the row, bit for bit.
   void sample(const SampleInput& input, SampleOutput& output);
   int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history, uint64_t position);
 
@@ -96,8 +122,13 @@ class Sampler {
   float bound_of_largest(size_t count);
   void gather(float at_least, float scale);
   int32_t draw_from_all(double uniform, float scale) const;
+  // sampler_picked.cpp: the same from the figures of a row.
+  void sample_picked(const SampleInput& input, SampleOutput& output);
+  int32_t pick_listed(const SampleInput& input, float scale);
+  bool list(const PickedRow& picked, size_t count, float at_least, float scale);
   int32_t draw_from_candidates(double uniform) const;
   void gather_nucleus(double top_p, float scale);
+  bool list_nucleus(const PickedRow& picked, double top_p, float scale);
   void keep_top_k(size_t count);
   template <class Distance, class Before>
   void keep_mass(double wanted, Distance distance, Before before);
@@ -105,6 +136,10 @@ class Sampler {
   void keep_typical(double typical_p);
   int32_t pick(const SampleInput& input, float scale);
   void add_logprobs(const SampleInput& input, SampleOutput& output);
+
+  static bool limits_count(const SamplingParams& params, size_t vocab) {
+    return params.top_k > 0 && static_cast<size_t>(params.top_k) < vocab;
+  }
 
   size_t vocab_ = 0;
   float max_ = 0;
@@ -115,6 +150,15 @@ class Sampler {
   std::vector<Candidate> candidates_;  // in ascending order of ids
   std::vector<Candidate> sorted_;
 };
+
+// What sampler.cpp and sampler_picked.cpp share.
+inline bool picks_largest(const SamplingParams& params) { return params.greedy() || params.top_k == 1; }
+float scale_of(const SamplingParams& params);  // log2(e) / temperature; log2(e) where the largest is picked
+// The smallest logit that min_p leaves and that is not negligible.
+float smallest_kept(const SamplingParams& params, float max, float scale);
+// Where `left` of the mass ends among the kChunk logits from token `first` on; masses relative to a logit of `max`.
+int32_t draw_from_chunk(const float* logits, float chunk_max, float max, float scale, double left, int32_t first);
+constexpr float kNucleusBits[] = {6.0f, 9.0f, 12.0f, 16.0f, 20.0f, kNegligibleBits};  // how far down top_p looks, step by step
 
 // The likeliest token, the lowest id of equals, or -1.
 int32_t argmax(std::span<const float> logits);

@@ -24,16 +24,9 @@ typedef uint32_t UintLanes __attribute__((vector_size(64)));
 constexpr size_t kLanes = 16;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// 2^y = 2^i * 2^r with r in [-0.5, 0.5]; 2^r by the polynomial of degree 5 through it at the six Chebyshev nodes, its constant
-// rounded to 1, so that 2^0 is exact: relative error 2.8e-7 with all rounding. kRound leaves the nearest whole number i in the low
-// bits of the sum.
-constexpr float kExp2[] = {1.0f, 0.693147182f, 0.240221068f, 0.0555035695f, 0.00967603177f, 0.00133908633f};
-constexpr float kRound = 12582912;  // 1.5 * 2^23
-constexpr float kSmallestExponent = -125;
-
 DG_INLINE void exp2_lanes(const Lanes& y, Lanes& result) {
-  Lanes whole = y + kRound;
-  Lanes r = y - (whole - kRound);
+  Lanes whole = y + kExp2Round;
+  Lanes r = y - (whole - kExp2Round);
   Lanes p = r * kExp2[5] + kExp2[4];
   for (int i = 3; i >= 0; i--) p = p * r + kExp2[i];
   UintLanes exponent, bits;
@@ -122,20 +115,6 @@ DG_VARIANT(avx512, __attribute__((target("avx512f"))))
 #endif
 
 }  // namespace
-
-float exp2_of_negative(float y) {
-  if (!(y > kSmallestExponent)) return 0;
-  float whole = y + kRound;
-  float r = y - (whole - kRound);
-  float p = r * kExp2[5] + kExp2[4];
-  for (int i = 3; i >= 0; i--) p = p * r + kExp2[i];
-  uint32_t exponent, bits;
-  std::memcpy(&exponent, &whole, sizeof exponent);
-  std::memcpy(&bits, &p, sizeof bits);
-  bits += exponent << 23;
-  std::memcpy(&p, &bits, sizeof p);
-  return p;
-}
 
 #ifndef __clang__
 #pragma GCC pop_options

@@ -1,17 +1,15 @@
 // The loops over all logits of a row, which decide what a draw costs. Every variant gives the same bits: 16 lanes whatever the
 // machine's vectors are, sums in the same order, no fused multiply-add.
 //
-// A row comes as chunks of kChunk logits, so that a caller can replace some of them without copying the others.
+// A row comes as chunks of kChunk logits (device/row_picks.h), so that a caller can replace some of them without copying the others.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
-namespace dg {
+#include "device/row_picks.h"
 
-constexpr size_t kChunk = 256;
-// A logit this many powers of two below the largest weighs nothing: 150,000 such tokens are 1.4e-7 of the total.
-constexpr float kNegligibleBits = 40;
+namespace dg {
 
 struct SamplerKernels {
   const char* name;
@@ -26,8 +24,5 @@ struct SamplerKernels {
 
 // What this processor can run, the fastest last.
 std::span<const SamplerKernels> sampler_kernels();
-
-// 2^y for y <= 0, relative error below 3e-7; 0 for y < -125 and NaN. The same bits as inside max_sum.
-float exp2_of_negative(float y);
 
 }  // namespace dg

@@ -51,30 +51,28 @@ void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
                                                                 : LogitsWanted::kNone;
     steps_.push_back({.ids = ids, .first_position = item.begin, .blocks = &s.blocks, .decode = item.decode, .logits = logits});
   }
-  Result<StepResult> out = executor_.run(steps_);
+  Result<StepResult> out = executor_.run(steps_, [&](const StepResult& result, DevicePicks& picks) { describe_rows(plan, result, picks); });
   if (!out.ok()) {
     results.error = out.error();
     return;
   }
-  for (size_t i = 0; i < n; i++) {
-    const StepItem& item = plan.items[i];
-    first_token_row_.push_back(out->first_row[i] + (item.prompt_logits ? item.rows - 1 : 0));
+  set_token_rows(plan, *out);
+  for (const StepItem& item : plan.items)
     if (item.sequence->request.request.pooling != Pooling::kNone) pool_rows(item, *out);
-  }
+  needed_rows_.assign(n, -1);
   executor_.backend().host_parallel(static_cast<int64_t>(n), [&](int64_t i, int worker) {
     auto index = static_cast<size_t>(i);
     const StepItem& item = plan.items[index];
     Worker& w = workers_[static_cast<size_t>(worker)];
     if (item.prompt_logits) prompt_logprobs(item, *out, index, w, results.items[index]);
-    if (item.wants_token) sample_item(item, *out, index, w, results.items[index]);
-    if (options_.speculation == SpeculationMethod::kNgram && plan.draft && item.wants_token && item.sequence->request.request.speculate &&
-        results.items[index].token_count > 0 && !results.items[index].end) {
-      // The sequence with its new tokens, which are appended only when the engine commits.
-      const Sequence& s = *item.sequence;
-      std::vector<int32_t> text(s.ids.end() - static_cast<std::ptrdiff_t>(std::min<size_t>(s.ids.size(), 8192)), s.ids.end());
-      for (int t = 0; t < results.items[index].token_count; t++) text.push_back(results.items[index].tokens[static_cast<size_t>(t)].id);
-      ngram_drafts(text, options_.draft_tokens, results.items[index].drafts);
-    }
+    if (item.wants_token && sample_item(item, *out, index, 0, w, results.items[index])) text_drafts(plan, item, results.items[index]);
+  });
+  fetch_needed(*out, n, [&](size_t index, Worker& w) {
+    const StepItem& item = plan.items[index];
+    ItemResult& result = results.items[index];
+    if (!sample_item(item, *out, index, result.token_count, w, result)) return false;
+    text_drafts(plan, item, result);
+    return true;
   });
   if (options_.speculation == SpeculationMethod::kMtp) {
     Result<void> drafted = mtp_drafts(plan, *out, results);
@@ -82,27 +80,103 @@ void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
   }
 }
 
+void ModelStepRunner::set_token_rows(const StepPlan& plan, const StepResult& out) {
+  first_token_row_.clear();
+  for (size_t i = 0; i < plan.items.size(); i++)
+    first_token_row_.push_back(out.first_row[i] + (plan.items[i].prompt_logits ? plan.items[i].rows - 1 : 0));
+}
+
+void ModelStepRunner::describe_rows(const StepPlan& plan, const StepResult& out, DevicePicks& picks) {
+  set_token_rows(plan, out);
+  executor_.backend().host_parallel(static_cast<int64_t>(plan.items.size()), [&](int64_t i, int) {
+    const StepItem& item = plan.items[static_cast<size_t>(i)];
+    if (!item.wants_token) return;
+    const Sequence& s = *item.sequence;
+    GrammarState grammar = s.grammar;
+    const int64_t first = first_token_row_[static_cast<size_t>(i)];
+    for (int j = 0; j <= item.drafts; j++) {
+      const bool reached = j == 0 || !grammar.active() || grammar.accept(s.drafts[static_cast<size_t>(j) - 1]);
+      if (!reached) {  // the draft before cannot be accepted
+        for (int k = j; k <= item.drafts; k++) picks.skip(first + k);
+        return;
+      }
+      const auto drafts = std::span(s.drafts).first(static_cast<size_t>(j));
+      picks.add(first + j, sample_input(item, j, grammar.active() ? grammar.mask() : nullptr), drafts);
+    }
+  });
+}
+
+// How the token behind the sequence and `draft` of its drafts is drawn.
+SampleInput ModelStepRunner::sample_input(const StepItem& item, int draft, const uint32_t* allowed) const {
+  const Sequence& s = *item.sequence;
+  const EngineRequest& request = s.request.request;
+  const int64_t length = static_cast<int64_t>(s.ids.size()) + draft;
+  SampleInput input;
+  input.params = &request.sampling;
+  input.history = &s.history;
+  input.position = static_cast<uint64_t>(length);
+  input.seed = s.seed;
+  input.allowed = allowed;
+  if (length - s.prompt_tokens < request.min_tokens) input.forbidden = request.stop_ids;
+  input.logprobs = request.logprobs;
+  return input;
+}
+
+// `whole`: the row itself, which was fetched after a pick that did not do.
+void ModelStepRunner::set_row(const StepResult& out, int64_t row, bool whole, SampleInput& input) const {
+  const PickedRow* picked = out.picked(row);
+  if (picked && !whole) input.picked = picked;
+  else input.logits = {out.row(row), vocab_};
+  input.adjusted = picked != nullptr;
+}
+
+void ModelStepRunner::fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again) {
+  std::vector<size_t> open;
+  for (size_t i = 0; i < count; i++)
+    if (needed_rows_[i] >= 0) open.push_back(i);
+  while (!open.empty()) {
+    fetched_.clear();
+    for (size_t i : open) fetched_.push_back(needed_rows_[i]);
+    std::sort(fetched_.begin(), fetched_.end());
+    executor_.read_logits(out, fetched_);
+    executor_.backend().host_parallel(static_cast<int64_t>(open.size()), [&](int64_t k, int worker) {
+      const size_t i = open[static_cast<size_t>(k)];
+      if (again(i, workers_[static_cast<size_t>(worker)])) needed_rows_[i] = -1;
+    });
+    std::erase_if(open, [&](size_t i) { return needed_rows_[i] < 0; });
+  }
+}
+
+void ModelStepRunner::text_drafts(const StepPlan& plan, const StepItem& item, ItemResult& result) const {
+  if (options_.speculation != SpeculationMethod::kNgram || !plan.draft || !item.sequence->request.request.speculate ||
+      result.token_count == 0 || result.end)
+    return;
+  // The sequence with its new tokens, which are appended only when the engine commits.
+  const Sequence& s = *item.sequence;
+  std::vector<int32_t> text(s.ids.end() - static_cast<std::ptrdiff_t>(std::min<size_t>(s.ids.size(), 8192)), s.ids.end());
+  for (int t = 0; t < result.token_count; t++) text.push_back(result.tokens[static_cast<size_t>(t)].id);
+  ngram_drafts(text, options_.draft_tokens, result.drafts);
+}
+
 // Draws the token behind the last known one; while it equals the draft that stands there, the next row is as good as computed.
-void ModelStepRunner::sample_item(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result) {
+bool ModelStepRunner::sample_item(const StepItem& item, const StepResult& out, size_t index, int from, Worker& worker, ItemResult& result) {
   Sequence& s = *item.sequence;
   const EngineRequest& request = s.request.request;
-  for (int j = 0; j <= item.drafts; j++) {
+  for (int j = from; j <= item.drafts; j++) {
     if (result.tokens.size() <= static_cast<size_t>(j)) result.tokens.emplace_back();
     SampleOutput& token = result.tokens[static_cast<size_t>(j)];
-    int64_t length = static_cast<int64_t>(s.ids.size()) + j, generated = length - s.prompt_tokens;
-    SampleInput input;
-    input.logits = {out.row(first_token_row_[index] + j), vocab_};
-    input.params = &request.sampling;
-    input.history = &s.history;
-    input.position = static_cast<uint64_t>(length);
-    input.seed = s.seed;
-    if (s.grammar.active()) input.allowed = s.grammar.mask();
-    if (generated < request.min_tokens) input.forbidden = request.stop_ids;
-    input.logprobs = request.logprobs;
+    const int64_t length = static_cast<int64_t>(s.ids.size()) + j, generated = length - s.prompt_tokens, row = first_token_row_[index] + j;
+    const bool masked = s.grammar.active() && !out.picked(row);  // a picked row is masked already
+    SampleInput input = sample_input(item, j, masked ? s.grammar.mask() : nullptr);
+    set_row(out, row, row == needed_rows_[index], input);
     worker.sampler.sample(input, token);
+    if (token.id == kNeedsRow) {
+      needed_rows_[index] = row;
+      return false;
+    }
     if (token.id < 0) {
       result.failed = true;
-      return;
+      return true;
     }
     result.token_count = j + 1;
     if (request.sampling.penalises()) s.history.add_output(token.id);
@@ -118,8 +192,9 @@ void ModelStepRunner::sample_item(const StepItem& item, const StepResult& out, s
     }
     bool accepted = j < item.drafts && s.drafts[static_cast<size_t>(j)] == token.id;
     result.accepted += accepted;
-    if (result.end || !accepted) return;
+    if (result.end || !accepted) return true;
   }
+  return true;
 }
 
 void ModelStepRunner::prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result) {
@@ -165,21 +240,26 @@ void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out) {
   }
 }
 
-// Draws a draft from the module's logits with the random number that the model's own draw will use there.
-bool ModelStepRunner::draft_from(const float* logits, Sequence& s, int64_t position, GrammarState& grammar, Worker& worker,
-                                 std::vector<int32_t>& drafts) {
-  const EngineRequest& request = s.request.request;
+SampleInput ModelStepRunner::draft_input(const Sequence& s, int64_t position, const uint32_t* allowed) const {
   SampleInput input;
-  input.logits = {logits, vocab_};
-  input.params = &request.sampling;
+  input.params = &s.request.request.sampling;
   input.history = &s.history;
   input.position = static_cast<uint64_t>(position);
   input.seed = s.seed;
-  if (grammar.active()) input.allowed = grammar.mask();
+  input.allowed = allowed;
+  return input;
+}
+
+// Draws a draft from the module's logits with the random number that the model's own draw will use there.
+bool ModelStepRunner::draft_from(const StepResult& out, int64_t row, bool whole, Sequence& s, int64_t position, GrammarState& grammar,
+                                 Worker& worker, std::vector<int32_t>& drafts, uint8_t& alive) {
+  SampleInput input = draft_input(s, position, grammar.active() && !out.picked(row) ? grammar.mask() : nullptr);
+  set_row(out, row, whole, input);
   worker.sampler.sample(input, worker.draft);
-  int32_t id = worker.draft.id;
-  if (id < 0 || contains(request.stop_ids, id) || (grammar.active() && !grammar.accept(id))) return false;
-  drafts.push_back(id);
+  const int32_t id = worker.draft.id;
+  if (id == kNeedsRow) return false;
+  alive = id >= 0 && !contains(s.request.request.stop_ids, id) && (!grammar.active() || grammar.accept(id));
+  if (alive) drafts.push_back(id);
   return true;
 }
 
@@ -217,18 +297,37 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     drafting_.push_back(i);
     draft_grammar_.push_back(s.grammar);
   }
-  DG_ASSIGN(StepResult draft, executor_.run_mtp(steps_, out.hidden));
-  std::vector<uint8_t> alive(drafting_.size(), 1);
-  for (int depth = 0; depth < options_.draft_tokens && !drafting_.empty(); depth++) {
-    executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int worker) {
-      auto k = static_cast<size_t>(d);
-      if (!alive[k]) return;
-      const StepItem& item = plan.items[drafting_[k]];
-      ItemResult& r = results.items[drafting_[k]];
-      int64_t position = static_cast<int64_t>(item.sequence->ids.size()) + r.token_count + depth;
-      const float* logits = draft.row(depth == 0 ? draft.first_row[drafting_[k]] : draft.first_row[k]);
-      alive[k] = draft_from(logits, *item.sequence, position, draft_grammar_[k], workers_[static_cast<size_t>(worker)], r.drafts);
+  int depth = 0;
+  auto row_of = [&](const StepResult& of, size_t k) { return of.first_row[depth == 0 ? drafting_[k] : k]; };
+  auto position_of = [&](size_t k) {
+    const size_t i = drafting_[k];
+    return static_cast<int64_t>(plan.items[i].sequence->ids.size()) + results.items[i].token_count + depth;
+  };
+  const DescribeRows describe = [&](const StepResult& of, DevicePicks& picks) {
+    executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int) {
+      const auto k = static_cast<size_t>(d);
+      const Sequence& s = *plan.items[drafting_[k]].sequence;
+      GrammarState& grammar = draft_grammar_[k];
+      picks.add(row_of(of, k), draft_input(s, position_of(k), grammar.active() ? grammar.mask() : nullptr));
     });
+  };
+  DG_ASSIGN(StepResult draft, executor_.run_mtp(steps_, out.hidden, describe));
+  std::vector<uint8_t> alive(drafting_.size(), 1);
+  while (depth < options_.draft_tokens && !drafting_.empty()) {
+    auto draw = [&](size_t k, Worker& worker) {
+      const size_t i = drafting_[k];
+      const int64_t row = row_of(draft, k);
+      const bool whole = needed_rows_[k] == row;
+      needed_rows_[k] = row;
+      return draft_from(draft, row, whole, *plan.items[i].sequence, position_of(k), draft_grammar_[k], worker, results.items[i].drafts,
+                        alive[k]);
+    };
+    needed_rows_.assign(drafting_.size(), -1);
+    executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int worker) {
+      const auto k = static_cast<size_t>(d);
+      if (draw(k, workers_[static_cast<size_t>(worker)])) needed_rows_[k] = -1;
+    });
+    fetch_needed(draft, drafting_.size(), draw);
     if (depth + 1 == options_.draft_tokens) break;
     // The next draft stands on the module's own hidden state, one position further.
     std::vector<size_t> next_items;
@@ -258,10 +357,11 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     }
     if (next_items.empty()) break;
     for (size_t k = 0; k < next_steps.size(); k++) next_steps[k].ids = std::span<const int32_t>(ids_).subspan(k, 1);
-    DG_ASSIGN(draft, executor_.run_mtp_again(next_steps, draft.hidden, rows_));
     drafting_ = std::move(next_items);
     draft_grammar_ = std::move(next_grammar);
     alive.assign(drafting_.size(), 1);
+    depth++;
+    DG_ASSIGN(draft, executor_.run_mtp_again(next_steps, draft.hidden, rows_, describe));
   }
   return {};
 }

@@ -1,6 +1,7 @@
 // ModelStepRunner: runs a step plan on an executor: forward, sampling with verification of drafts, and new drafts from the
 // MTP module or from the text. Sampling runs on the backend's host threads, one sequence at a time per thread.
 #pragma once
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -22,12 +23,24 @@ class ModelStepRunner : public StepRunner {
     SampleOutput draft;
     std::vector<float> scratch;
   };
-  void sample_item(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
+  // On a device that picks: what the rows of the step are wanted for; the rows of drafts as if those were accepted.
+  void describe_rows(const StepPlan& plan, const StepResult& out, DevicePicks& picks);
+  void set_token_rows(const StepPlan& plan, const StepResult& out);
+  SampleInput sample_input(const StepItem& item, int draft, const uint32_t* allowed) const;
+  // From the row of draft `from` on. False: row needed_rows_[index] is needed whole, go on from the last token.
+  bool sample_item(const StepItem& item, const StepResult& out, size_t index, int from, Worker& worker, ItemResult& result);
+  void text_drafts(const StepPlan& plan, const StepItem& item, ItemResult& result) const;
+  // Where `picks` left it open: fetches the rows in needed_rows_ (-1: none), of the first `count`, and calls again(index) for each of them
+  // on the host's threads, until again() needs none.
+  void fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again);
   void prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
   void pool_rows(const StepItem& item, const StepResult& out);
   Result<void> mtp_drafts(const StepPlan& plan, const StepResult& out, StepResults& results);
-  bool draft_from(const float* logits, Sequence& sequence, int64_t position, GrammarState& grammar, Worker& worker,
-                  std::vector<int32_t>& drafts);
+  SampleInput draft_input(const Sequence& sequence, int64_t position, const uint32_t* allowed) const;
+  // False: the draft's row is needed whole. `alive`: whether there was a draft.
+  bool draft_from(const StepResult& out, int64_t row, bool whole, Sequence& sequence, int64_t position, GrammarState& grammar,
+                  Worker& worker, std::vector<int32_t>& drafts, uint8_t& alive);
+  void set_row(const StepResult& out, int64_t row, bool whole, SampleInput& input) const;
 
   Executor& executor_;
   const EngineOptions options_;
@@ -36,6 +49,7 @@ class ModelStepRunner : public StepRunner {
   std::vector<StepSequence> steps_;
   std::vector<int32_t> ids_;  // rows of all items, where they are not a part of the sequence
   std::vector<int64_t> first_token_row_;
+  std::vector<int64_t> needed_rows_, fetched_;  // rows of logits that a pick left open
   // Drafting.
   std::vector<size_t> drafting_;  // items that get drafts
   std::vector<GrammarState> draft_grammar_;

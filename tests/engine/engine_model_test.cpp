@@ -45,18 +45,55 @@ class Answer : public RequestListener {
   bool ended_ = false;
 };
 
+// The model's CPU behind the face of a device: nobody but its ops touches its memory, and it picks tokens. Counts the rows that
+// were picked, and those that were read whole.
+class DeviceLike : public Backend {
+ public:
+  explicit DeviceLike(Backend& inner) : inner_(inner) {}
+  const char* name() const override { return "device-like"; }
+  Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return inner_.allocate(bytes, purpose); }
+  bool host_memory() const override { return false; }
+  bool picks_rows() const override { return true; }
+  bool supports(const Format& format) const override { return inner_.supports(format); }
+  void synchronise() override { inner_.synchronise(); }
+  void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override { inner_.host_parallel(n, fn); }
+  int host_workers() const override { return inner_.host_workers(); }
+  void download(void* to, const void* from, size_t bytes) override {
+    inner_.download(to, from, bytes);
+    if (bytes % row_bytes == 0) whole_rows += static_cast<int64_t>(bytes / row_bytes);
+  }
+#define DG_FORWARD(method, Op) \
+  void method(const Op& op) override { note(op), inner_.method(op); }
+  DG_OPS(DG_FORWARD)
+#undef DG_FORWARD
+
+  int64_t picked_rows = 0, whole_rows = 0;
+  size_t row_bytes = 1;
+
+ private:
+  template <class Op>
+  void note(const Op&) {}
+  void note(const PickRows& op) {
+    for (int64_t i = 0; i < op.specs.rows(); i++) picked_rows += reinterpret_cast<const PickSpec*>(op.specs.i32(i))->candidates > 0;
+  }
+  Backend& inner_;
+};
+
 struct EngineSetup {
   int64_t sequences = 32, kv_bytes = 0, max_step_tokens = 128;
   SpeculationMethod speculation = SpeculationMethod::kNone;
   int draft_tokens = 1;
   bool deterministic = true;
   int tensor_parallel = 1;
+  bool device = false;
 };
 
 class EngineOnModel : public ::testing::Test {
  protected:
   void start(const EngineSetup& setup) {
     engine_.reset();
+    executor_.reset();
+    device_.reset();
     model_.reset();
     OpenOptions open{.tensor_parallel = setup.tensor_parallel,
                      .threads = 2,
@@ -77,7 +114,14 @@ class EngineOnModel : public ::testing::Test {
                           .draft_tokens = setup.draft_tokens,
                           .adaptive_speculation = false,
                           .deterministic = setup.deterministic};
-    auto engine = Engine::create(*model_->executor, *model_->tokenizer, options);
+    if (setup.device) {
+      device_ = std::make_unique<DeviceLike>(*model_->backend);
+      device_->row_bytes = static_cast<size_t>(model_->config.vocab) * 4;
+      auto executor = Executor::create(*device_, *model_->model, model_->executor->options());
+      ASSERT_TRUE(executor.ok()) << executor.error().message;
+      executor_ = std::move(executor).value();
+    }
+    auto engine = Engine::create(executor_ ? *executor_ : *model_->executor, *model_->tokenizer, options);
     ASSERT_TRUE(engine.ok()) << engine.error().message;
     engine_ = std::move(engine).value();
   }
@@ -120,6 +164,8 @@ class EngineOnModel : public ::testing::Test {
   }
 
   std::unique_ptr<OpenedModel> model_;
+  std::unique_ptr<DeviceLike> device_;
+  std::unique_ptr<Executor> executor_;  // on device_, else the model's own is used
   std::unique_ptr<Engine> engine_;
 };
 
@@ -188,6 +234,79 @@ TEST_F(EngineOnModel, GrammarsHoldWithAndWithoutSpeculation) {
     }
     EXPECT_TRUE(method != SpeculationMethod::kMtp || engine_->stats().accepted_tokens > 0);
   }
+}
+
+// Requests of every kind of sampling, picked on the device: the tokens and logprobs of the host's path, bit for bit.
+TEST_F(EngineOnModel, PickingOnTheDeviceChangesNothing) {
+  auto requests = [&] {
+    GrammarCompiler compiler(*model_->tokenizer, model_->config.vocab, model_->eos);
+    auto grammar = compiler.compile({.kind = GrammarKind::kRegex, .text = "(the answer is )?[0-9]+( apples| pears)*"});
+    EXPECT_TRUE(grammar.ok());
+    const std::vector<SamplingParams> settings = {
+        {},
+        {.repetition_penalty = 1.3, .presence_penalty = 0.5, .frequency_penalty = 0.3},
+        {.logit_bias = {{20, 8.0f}, {300, -100.0f}, {20, 1.0f}}},
+        {.temperature = 1},
+        {.temperature = 0.6, .top_p = 0.95},
+        {.temperature = 1.5, .top_p = 0.99},  // often beyond the candidates
+        {.temperature = 0.9, .top_k = 20},
+        {.temperature = 0.9, .top_k = 40, .top_p = 0.9, .min_p = 0.01},
+        {.temperature = 0.8, .min_p = 0.05},
+        {.temperature = 1.2, .top_k = 1000},     // more than the device gives
+        {.temperature = 0.8, .typical_p = 0.9},  // needs whole rows
+        {.temperature = 0.8, .top_p = 0.9, .typical_p = 0.9, .repetition_penalty = 1.1, .logit_bias = {{40, 2.0f}}},
+        {.temperature = 1.1, .repetition_penalty = 1.2, .frequency_penalty = 0.2},
+    };
+    std::vector<EngineRequest> all;
+    for (size_t i = 0; i < 2 * settings.size(); i++) {
+      EngineRequest r = ask("What is " + std::to_string(17 + i * 5) + " + " + std::to_string(30 + i) + "?", 0, 0);
+      r.sampling = settings[i / 2];
+      r.sampling.seed = i;
+      r.max_tokens = 40;
+      if (i % 2) r.logprobs = static_cast<int>(i % 5), r.min_tokens = 10;
+      if (i % 4 == 3) r.grammar = *grammar, r.min_tokens = 0;
+      if (i % 7 == 6) r.prompt_logprobs = 2;
+      all.push_back(r);
+    }
+    return all;
+  };
+  struct Heard {
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<float> logprobs;
+    bool operator==(const Heard&) const = default;
+  };
+  std::vector<Heard> expected;
+  for (SpeculationMethod method : {SpeculationMethod::kNone, SpeculationMethod::kMtp, SpeculationMethod::kNgram})
+    for (bool device : {false, true}) {
+      if (!device && !expected.empty()) continue;
+      start({.speculation = method, .draft_tokens = 2, .device = device});
+      std::vector<std::shared_ptr<Answer>> answers;
+      for (EngineRequest& r : requests()) answers.push_back(submit(r));
+      int64_t tokens = 0;
+      for (size_t i = 0; i < answers.size(); i++) {
+        answers[i]->wait();
+        ASSERT_EQ(answers[i]->error, "");
+        Heard heard{answers[i]->ids, {}};
+        for (const auto* infos : {&answers[i]->infos, &answers[i]->prompt})
+          for (const TokenInfo& t : *infos) {
+            if (!std::isnan(t.logprob)) heard.logprobs.push_back(t.logprob);
+            for (const TokenLogprob& l : t.top) heard.logprobs.push_back(static_cast<float>(l.id)), heard.logprobs.push_back(l.logprob);
+          }
+        tokens += static_cast<int64_t>(heard.ids[0].size());
+        if (!device) expected.push_back(heard);
+        EXPECT_EQ(heard.ids, expected[i].ids) << "request " << i << ", speculation " << static_cast<int>(method);
+        EXPECT_EQ(heard.logprobs, expected[i].logprobs) << "request " << i << ", speculation " << static_cast<int>(method);
+      }
+      if (!device) continue;
+      EXPECT_GT(device_->picked_rows, tokens / 2);
+      EXPECT_GT(device_->whole_rows, 0);
+      if (method == SpeculationMethod::kNone) {
+        EXPECT_LT(device_->whole_rows, tokens / 2);
+      }
+      EXPECT_TRUE(method != SpeculationMethod::kMtp || engine_->stats().accepted_tokens > 0);
+      std::printf("%lld tokens, %lld rows picked, %lld read\n", static_cast<long long>(tokens),
+                  static_cast<long long>(device_->picked_rows), static_cast<long long>(device_->whole_rows));
+    }
 }
 
 TEST_F(EngineOnModel, SeveralAnswersAreThoseOfTheirSeeds) {

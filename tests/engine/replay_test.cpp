@@ -23,6 +23,7 @@ class TapeBackend : public Backend {
   const char* name() const override { return "tape"; }
   Result<std::unique_ptr<DeviceMemory>> allocate(size_t bytes, const char* purpose) override { return inner_->allocate(bytes, purpose); }
   bool host_memory() const override { return false; }
+  bool picks_rows() const override { return true; }
   bool supports(const Format& format) const override { return inner_->supports(format); }
   int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return inner_->prepared_bytes(format, out, in); }
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override { inner_->prepare(rows, first, out, to); }
@@ -71,10 +72,10 @@ class TapeBackend : public Backend {
   void run(void (Backend::*method)(const Op&), const Op& op) {
     if (recording_) {
       size_t mark = 0;
-      if constexpr (requires { op.scratch; }) mark = op.scratch ? op.scratch->mark() : 0;
+      if constexpr (requires { op.scratch->mark(); }) mark = op.scratch ? op.scratch->mark() : 0;
       recording_->push_back([this, method, op, mark] {
         Op copy = op;
-        if constexpr (requires { copy.scratch; })
+        if constexpr (requires { copy.scratch->mark(); })
           if (copy.scratch) copy.scratch->release(mark);
         if constexpr (requires { copy.sequences; }) copy.sequences = slices_;
         (inner_.get()->*method)(copy);
@@ -214,6 +215,42 @@ TEST_P(ReplayTest, EverySizeIsCapturedBeforehand) {
   EXPECT_EQ(taped.keys(), 10u) << "1, 2, 4, 8, 11 for contexts to 1024 and 2048";
   for (int count : {1, 3, 11}) decode(*replaying.executor, count, 2);
   EXPECT_EQ(taped.keys(), 10u);
+}
+
+// Behind a replayed and padded step too, only the rows of sequences are picked.
+TEST_P(ReplayTest, RowsOfReplayedStepsArePicked) {
+  Loaded replaying = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::make_unique<TapeBackend>(cpu()));
+  Executor& executor = *replaying.executor;
+  const std::vector<int32_t> prompt = {1, 5, 9, 2, 7};
+  std::vector<BlockTable> tables;
+  for (int i = 0; i < 3; i++) tables.emplace_back(executor.kv());
+  const SamplingParams greedy;
+  const DescribeRows describe = [&](const StepResult& result, DevicePicks& picks) {
+    for (size_t i = 0; i < result.first_row.size(); i++)
+      if (i != 1) picks.add(result.first_row[i], {.params = &greedy, .logprobs = 3});
+  };
+  for (int step = 0; step < 4; step++) {
+    std::vector<StepSequence> sequences;
+    for (BlockTable& table : tables)
+      sequences.push_back(
+          step == 0 ? StepSequence{.ids = prompt, .blocks = &table}
+                    : StepSequence{.ids = std::span(prompt).first(1), .first_position = 4 + step, .blocks = &table, .decode = true});
+    auto result = executor.run(sequences, describe);
+    ASSERT_TRUE(result.ok());
+    for (int64_t i = 0; i < 3; i++) {
+      ASSERT_EQ(result->picked(i) != nullptr, i != 1);
+      if (i == 1) continue;
+      const PickedRow& picked = *result->picked(i);
+      ASSERT_EQ(picked.ids.size(), 3u);
+      const int64_t row[] = {i};
+      executor.read_logits(*result, row);
+      const std::span<const float> logits(result->row(i), static_cast<size_t>(picked.vocab));
+      EXPECT_EQ(picked.ids[0], argmax(logits));
+      EXPECT_EQ(picked.header.max, logits[static_cast<size_t>(picked.ids[0])]);
+      EXPECT_EQ(picked.logits[2], logits[static_cast<size_t>(picked.ids[2])]);
+    }
+    EXPECT_EQ(argmax({result->row(1), static_cast<size_t>(result->picked(0)->vocab)}), result->picked(0)->ids[0]) << "equal sequences";
+  }
 }
 
 // They stay within the arena that was measured for them and touch only the blocks there are; nothing captured is left.

@@ -32,6 +32,8 @@ std::vector<Tensor*> outputs(Attention& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(MlaAttention& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(MoeRoute& o) { return {&o.ids, &o.weights}; }
 std::vector<Tensor*> outputs(MoeExperts& o) { return {&o.out}; }
+std::vector<Tensor*> outputs(AdjustLogits& o) { return {&o.logits}; }
+std::vector<Tensor*> outputs(PickRows& o) { return {&o.out}; }
 
 // Inputs that alias an output (in-place ops) must read the copy instead.
 void redirect_inputs(RmsNorm& o, const void* was) {

@@ -96,6 +96,10 @@ class CudaBackend : public Backend {
   void kv_write(const KvWrite& op) override;
   void rope_kv_write(const RopeKvWrite& op) override;
   void latent_kv_write(const LatentKvWrite& op) override;
+  // sample.cpp
+  bool picks_rows() const override { return !mapped_; }
+  void adjust_logits(const AdjustLogits& op) override;
+  void pick_rows(const PickRows& op) override;
   // attention.cpp
   void attention(const Attention& op) override;
   void mla_attention(const MlaAttention& op) override;

@@ -121,6 +121,9 @@ OpShape shape_of(const MoeExperts& op) {
   return shape;
 }
 
+OpShape shape_of(const AdjustLogits& op) { return rows_op("adjust_logits", op.logits); }
+OpShape shape_of(const PickRows& op) { return rows_op("pick_rows", op.logits); }
+
 std::string shape_label(const OpShape& s, int64_t low_rows, int64_t high_rows, int64_t low_context, int64_t high_context) {
   std::string label = s.op;
   std::string_view op = s.op;

@@ -175,12 +175,14 @@ TEST(Profile, EveryOpReachesItsOwnOverride) {
                .normalise = false,
                .routed_scale = 1});
   b.moe_experts({.out = t, .x = t, .ids = top, .weights = scores.view, .experts = experts, .first = 0, .scratch = nullptr});
+  b.adjust_logits({.logits = t, .specs = two, .changes = two, .masks = two});
+  b.pick_rows({.out = two, .logits = t, .specs = two, .most = 1, .draw = false, .scratch = t});
   std::string all;
 #define DG_NAME(method, Op) all += #method " ";
   DG_OPS(DG_NAME)
 #undef DG_NAME
   EXPECT_EQ(p.inner->log, all);
-  EXPECT_EQ(p.profile->rows().size(), 21u) << "each op is a class of its own";
+  EXPECT_EQ(p.profile->rows().size(), 23u) << "each op is a class of its own";
   for (const ProfileRow& row : p.profile->rows()) EXPECT_THAT(all, HasSubstr(row.shape.op));
 }
 
