@@ -208,7 +208,7 @@ int run_products(const Options& options) {
     fmt::print(stderr, "bench_ops: {}\n", backend.error().message);
     return exit_code(backend.error().kind);
   }
-  const double read_rate = (*backend)->measure().read_bytes_per_s;
+  const double read_rate = (*backend)->measure().read_bytes_per_s();
   fmt::print(stderr, "{}, read {:.2f} TB/s\n", (*backend)->description(), read_rate * 1e-12);
   ProductBench bench(**backend, options, read_rate);
   for (const Case& c : kCases)

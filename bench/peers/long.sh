@@ -4,7 +4,7 @@
 # llama.cpp computes the prompt with all cores (two would take seven minutes) and decodes with two; flash attention, no repacking (it
 # aborts on MLA otherwise), weights in huge pages. JSON lines of both programs on standard output.
 set -u
-bin=$1 file=/tmp/dougong-v2-lite.gguf cores=${CORES:-4,6} rounds=${ROUNDS:-2}
+bin=$1 file=/tmp/dougong-v2-lite.gguf cores=${CORES:-4,6} rounds=${ROUNDS:-2} all=${THREADS:-$(nproc)}
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 [ -f $file ] || "$bin/dougong" synth bench/peers/shapes/deepseek-v2-lite $file --format gguf --quantization q4_0 --seed 1 >/dev/null || exit 1
 peer="-fa on -ub 512 -b 2048 --load-mode none --no-repack"
@@ -14,7 +14,7 @@ since() { echo "$(now) $1" | awk '{printf "%.2f", $1 - $2}'; }
 cat $file >/dev/null
 for round in $(seq "$rounds"); do
   taskset -c "$cores" "$bin/bench_model" $file --backend cpu --threads 2 --decode 1x8192 --tokens 32 --rounds 1 --chunk 512 --json
-  "$bin/llama-batched-bench" -m $file -t 2 -tb "$(nproc)" $peer -c 8320 -npp 8192 -ntg 32 -npl 1 --output-format jsonl 2>/dev/null | grep '^{'
+  "$bin/llama-batched-bench" -m $file -t 2 -tb "$all" $peer -c 8320 -npp 8192 -ntg 32 -npl 1 --output-format jsonl 2>/dev/null | grep '^{'
 done
 
 # From starting the process to the first token over HTTP, file in the page cache.

@@ -60,9 +60,9 @@ TEST_P(AcceleratorTest, Linear) {
 TEST_P(AcceleratorTest, FewRowsAreTheSameEveryTime) {
   DG_TRACE_SEED();
   Random random(44);
-  for (ResidentShape shape : {ResidentShape{9000, 40}, ResidentShape{2100, 700}}) {
+  for (PreparedShape shape : {PreparedShape{9000, 40}, PreparedShape{2100, 700}}) {
     RandomWeight w(format(), shape.out, shape.in, random);
-    Resident resident(tested(), w.weight);
+    Prepared resident(tested(), w);
     for (int64_t tokens : {1, 3, 8}) {
       Buffer x({tokens, shape.in}), expected({tokens, shape.out}), first({tokens, shape.out}, 3);
       x.randomise(random);
@@ -165,9 +165,9 @@ TEST_P(AcceleratorTest, QuantisedRowsThatLoseNothing) {
   if (GetParam() != "fp8_block") GTEST_SKIP() << "only FP8 weights quantise rows";
   DG_TRACE_SEED();
   Random random(44);
-  for (ResidentShape shape : {ResidentShape{128, 16}, ResidentShape{256, 576}, ResidentShape{640, 130}, ResidentShape{1536, 256}}) {
+  for (PreparedShape shape : {PreparedShape{128, 16}, PreparedShape{256, 576}, PreparedShape{640, 130}, PreparedShape{1536, 256}}) {
     RandomWeight w(format(), shape.out, shape.in, random), up(format(), shape.out, shape.in, random);
-    Resident resident(tested(), w.weight), resident_up(tested(), up.weight);
+    Prepared resident(tested(), w), resident_up(tested(), up);
     for (int64_t tokens : {129, 192, 200, 321}) {
       Buffer x({tokens, shape.in}, 4), expected({tokens, shape.out}), actual({tokens, shape.out}, 12), glu({tokens, shape.out}),
           actual_glu({tokens, shape.out}, 4);
@@ -206,13 +206,13 @@ TEST_P(AcceleratorTest, ExpertsOfManyRows) {
   constexpr int64_t kDim = 384, kInner = 256;
   constexpr int kCounts[] = {0, 1, 63, 64, 65, 300, 40}, kLocal = 6, kFirst = 3;  // the last one is elsewhere
   std::vector<RandomWeight> published;
-  std::vector<Resident> resident;
+  std::vector<Prepared> resident;
   published.reserve(kLocal * 3), resident.reserve(kLocal * 3);
   std::vector<Expert> wanted, experts;
   for (int e = 0; e < kLocal; e++) {
     for (auto [out, in] : {std::pair{kInner, kDim}, {kInner, kDim}, {kDim, kInner}}) {
       published.emplace_back(format(), out, in, random);
-      resident.emplace_back(tested(), published.back().weight);
+      resident.emplace_back(tested(), published.back());
     }
     const size_t last = published.size();
     wanted.push_back({published[last - 3].weight, published[last - 2].weight, published[last - 1].weight});
