@@ -74,10 +74,11 @@ struct CudaBackend::Products {
 
   // out = x weights[0]^T + bias, or silu(x weights[0]^T) * (x weights[1]^T), by product_kernel, 64 rows at a time.
   void few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias, bool early);
-  // The same for up to 8 rows of f32 x as they are, by stream_kernel; false where product_kernel is better. `early`: the weights are there
-  // before the kernels issued earlier are done.
-  bool streamed(const Tensor& out, const Tensor& x, const int32_t* columns, const ProductWeight* weights, int count, const float* bias,
-                bool early);
+  // The same for up to 8 rows of f32 x as they are, by stream_kernel: each part by itself, or with `glu` those two weights to glu_out;
+  // false where product_kernel is better. `early`: the weights are there before the kernels issued earlier are done.
+  bool streamed(const Tensor& x, const int32_t* columns, std::span<const StreamPart> parts, const ProductWeight* glu, const Tensor& glu_out,
+                WeightGeometry geometry, bool early);
+  bool linear_several(const LinearSeveral& op);  // false: not in one launch
   // By cuBLASLt; false when it has no way. Weight and x: both bf16 rows or both f32 rows, columns beyond `in` zeros.
   bool many_rows(const Tensor& out, const Rows& x, const ProductWeight& weight);
   void f32_linear(const Tensor& out, const Tensor& x, const Weight& weight, const float* bias);

@@ -84,6 +84,12 @@ __device__ __forceinline__ void stage_x(const StreamArgs& a, int first_row, int 
   }
 }
 
+__device__ __forceinline__ const StreamPart& part_of(const StreamArgs& a, int tile) {
+  int p = 0;
+  while (p + 1 < a.part_count && tile >= a.parts[p + 1].first_tile) p++;
+  return a.parts[p];
+}
+
 // Where the next copies of a warp come from.
 template <WeightKind kKind, int kWeights, StreamUse kUse>
 struct StreamSource {
@@ -106,8 +112,11 @@ struct StreamSource {
   }
   // Addresses of the tile, or of the expert's part of it.
   __device__ __forceinline__ void open() {
-    if constexpr (kUse == StreamUse::kMatrix) {
-      // Behind the end of the line nothing is copied, and the last tile's addresses are as good as any.
+    // Behind the end of the line nothing is copied, and the last tile's addresses are as good as any.
+    if constexpr (kUse == StreamUse::kMatrix && kWeights == 1) {
+      const StreamPart& part = part_of(a, min(tile, a.tiles - 1));
+      tiles[0].set(part.data, part.aux, min(tile, a.tiles - 1) - part.first_tile, a.tile_bytes, part.out, a.chunks, lane);
+    } else if constexpr (kUse == StreamUse::kMatrix) {
 #pragma unroll
       for (int m = 0; m < kWeights; m++) tiles[m].set(a.data[m], a.aux[m], min(tile, a.tiles - 1), a.tile_bytes, a.out, a.chunks, lane);
     } else {
@@ -145,6 +154,18 @@ struct StreamSource {
 template <WeightKind kKind, int kWeights, StreamUse kUse>
 __device__ __forceinline__ void stream_output(const StreamArgs& a, const PairTable& pairs, int line_tile, float (&acc)[kWeights][1][4],
                                               int lane) {
+  if constexpr (kUse == StreamUse::kMatrix && kWeights == 1) {
+    const StreamPart& part = part_of(a, line_tile);
+    const int part_tile = line_tile - part.first_tile;
+    scale_rows<kKind>(part.aux, part_tile, lane, acc[0]);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int column = lane % 4 * 2 + i % 2, row = part_tile * kTileRows + lane / 4 + i / 2 * 8;
+      if (row < part.out && column < a.tokens)
+        part.to[column * part.ld_to + row] = part.bias ? acc[0][0][i] + __ldg(part.bias + row) : acc[0][0][i];
+    }
+    return;
+  }
   const int tile = line_tile % a.tiles;
   if constexpr (kUse == StreamUse::kMatrix) {
 #pragma unroll
@@ -163,8 +184,7 @@ __device__ __forceinline__ void stream_output(const StreamArgs& a, const PairTab
     float v = acc[0][0][i];
     if constexpr (kUse == StreamUse::kMatrix) {
       if (column >= a.tokens) continue;
-      if constexpr (kWeights == 2) v = silu(v) * acc[1][0][i];
-      else if (a.bias) v += __ldg(a.bias + row);
+      v = silu(v) * acc[kWeights - 1][0][i];
       static_cast<float*>(a.to)[column * a.ld_to + row] = v;
     } else if constexpr (kUse == StreamUse::kPairUp) {
       const int pair = line_tile / a.tiles;

@@ -22,11 +22,24 @@ constexpr int kStreamMostShared = 227 << 10;
 // The line: all chunks of tile 0, then of tile 1 ... A tile is 16 rows of a matrix and one of `slices` parts of its columns; with pairs
 // (pair, 16 rows), or (token, 16 rows) with the columns of all its experts one behind the other. The CTAs of a slice share its line
 // evenly; a tile on several CTAs is added up by the last of them that arrives, always in the same order.
+constexpr int kStreamParts = 3;  // weights that multiply the same x in one launch
+
+// kMatrix with one weight: weights of one kind and width whose tiles follow each other in the line.
+struct StreamPart {
+  const uint8_t *data, *aux;
+  float* to;
+  int64_t ld_to;
+  const float* bias;  // or null
+  int32_t first_tile, out;
+};
+
 struct StreamArgs {
-  const uint8_t* data[2];  // kMatrix: the weight, or gate and up
+  StreamPart parts[kStreamParts];  // kMatrix with one weight: the first `part_count`; then data, aux, out, to and bias are not looked at
+  int32_t part_count;
+  const uint8_t* data[2];  // kMatrix with two: gate and up
   const uint8_t* aux[2];
   int64_t tile_bytes, aux_offset;
-  int32_t out, chunks, tiles;  // of one matrix
+  int32_t out, chunks, tiles;  // of one matrix, or of all parts
   int32_t line_tiles;          // tiles in the line of a slice
   int32_t tile_chunks;         // chunks of a tile in the line; kMatrix: of a slice, the last one may have fewer
   int32_t ctas;                // of a slice
@@ -37,7 +50,6 @@ struct StreamArgs {
   int32_t x_rows, x_pitch;  // what is staged in shared memory: rows, bytes from row to row
   void* to;                 // f32; kPairUp bf16
   int64_t ld_to;
-  const float* bias;  // or null
   float4* partial;    // stream_partial_bytes(): sums of tiles that several CTAs share
   int32_t* counters;  // (line_tiles) zeros, and zeros again when the kernel is done
   bool early;         // the weights are there before the kernels issued earlier are done
