@@ -109,7 +109,8 @@ bool CudaBackend::Products::streamed(const Tensor& x, const int32_t* columns, st
     for (const StreamPart& part : parts) g.tiles += (part.out + kTileRows - 1) / kTileRows;
     if (parts.size() > 1) g.out = g.tiles * kTileRows;
   }
-  const ProductChoice& how = choice({.kind = g.kind, .glu = count == 2, .tiles_n = 1, .rows = x.rows(), .out = g.out, .in = g.in});
+  const ProductChoice& how =
+      choice({.kind = g.kind, .glu = count == 2, .tiles_n = 1, .rows = x.rows(), .out = g.out, .in = g.in, .joined = parts.size() > 1});
   if (how.stream_ctas == 0) return false;
   StreamArgs args{};
   if (glu) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 #include "backends/cuda/products.h"
 
@@ -86,7 +87,8 @@ ProductChoice choose_stream(const ProductProblem& p, const WeightGeometry& g, in
 }  // namespace
 
 std::string to_string(const ProductProblem& p, const ProductChoice& c) {
-  const std::string how = c.stream_ctas > 0
+  const std::string how = c.stream_ctas == 0 && c.row_tiles == 0 ? "one by one"
+                          : c.stream_ctas > 0
                               ? fmt::format("streamed by {} CTAs per multiprocessor, {} parts", c.stream_ctas, c.splits)
                               : fmt::format("{} tiles per CTA, {} parts", c.row_tiles, kProductWarps / c.row_tiles * c.splits);
   return fmt::format("{} {} {} x {}, {} rows: {}, {:.0f} clocks expected", p.glu ? "glu" : "linear", weight_kind_name(p.kind), p.out, p.in,
@@ -104,8 +106,15 @@ ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
       product_shared_bytes(row_tiles, p.glu ? 2 : 1, p.tiles_n) <= kProductSharedBytes &&
       (splits == 1 || static_cast<int64_t>(kProductWarps / row_tiles) * splits <= g.chunks))
     return {row_tiles, splits, 0, 0};
-  ProductChoice best = choose_stream(p, g, multiprocessors, forced_ctas, forced_slices);
-  if (best.stream_ctas > 0 && forced_ctas > 0) return best;
+  if (forced_ctas > 0 || forced_slices > 0) {
+    const ProductChoice best = choose_stream(p, g, multiprocessors, forced_ctas, forced_slices);
+    if (best.stream_ctas > 0) return best;
+  }
+  // Measured on an H200 (docs/cuda.md): stream_kernel wins only for bf16 weights that share x, with two CTAs per multiprocessor; else one
+  // tile for each CTA, its columns shared by all warps, is best for up to 8 rows, whatever the shape.
+  if (p.joined) return p.kind == WeightKind::kBf16 ? choose_stream(p, g, multiprocessors, 2, 1) : ProductChoice{};
+  if (p.tiles_n == 1) return {1, 1, 0, 0};
+  ProductChoice best{};
   for (int tiles : {8, 4, 2, 1}) {
     if (product_shared_bytes(tiles, p.glu ? 2 : 1, p.tiles_n) > kProductSharedBytes) continue;
     for (int parts : {1, 2, 3, 4, 6, 8, 12, 16}) {
@@ -120,7 +129,7 @@ ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
 int choose_pair_ctas(WeightKind kind, int weights, int64_t x_bytes) {
   const char* forced = std::getenv("DOUGONG_CUDA_PRODUCT");
   int ctas = 0;
-  if (forced && std::sscanf(forced, "stream,%d", &ctas) != 1) return 0;
+  if (!forced || (std::sscanf(forced, "stream,%d", &ctas) != 1 && std::strcmp(forced, "pairs") != 0)) return 0;
   const auto shared = static_cast<int64_t>(stream_shared_bytes(kind, weights)) + x_bytes;
   const bool two = shared <= kStreamMostShared / 2 - 2048, one = shared <= kStreamMostShared - 2048;
   return two && (ctas == 2 || (ctas != 1 && chunk_groups(kind) == 4)) ? 2 : one ? 1 : 0;

@@ -31,6 +31,7 @@ struct ProductProblem {
   int tiles_n;   // of 8 rows of x
   int64_t rows;  // of x, exactly, where tiles_n is 1
   int64_t out, in;
+  bool joined = false;  // several weights that multiply the same x
 
   auto operator<=>(const ProductProblem&) const = default;
 };
