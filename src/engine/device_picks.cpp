@@ -11,11 +11,11 @@ namespace {
 constexpr int64_t kSpecWords = sizeof(PickSpec) / 4, kChangeWords = sizeof(LogitChange) / 4, kHeaderWords = sizeof(PickHeader) / 4;
 // Changed tokens of all rows of a step, for each row that it may have; a row that does not fit is wanted whole.
 constexpr int64_t kChangesPerRow = 2048;
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 
 // Into the change of the same token. False: two biases, which round twice when they are added one by one.
 bool merge(const LogitChange& from, LogitChange& to) {
-  const bool two = from.bias != 0 && to.bias != 0 && from.bias != kMinusInfinity && to.bias != kMinusInfinity;
+  const bool two = from.bias != 0 && to.bias != 0 && from.bias != kForbidden && to.bias != kForbidden;
   to.outputs = std::max(to.outputs, 0) + std::max(from.outputs, 0) - (to.outputs < 0 && from.outputs < 0);
   to.bias += from.bias;
   return !two;
@@ -67,7 +67,7 @@ void DevicePicks::add(int64_t index, const SampleInput& input, std::span<const i
   if (history)
     for (int32_t id : drafts) change(id, 1, 0);
   for (auto [id, bias] : params.logit_bias) change(id, -1, bias);
-  for (int32_t id : input.forbidden) change(id, -1, kMinusInfinity);
+  for (int32_t id : input.forbidden) change(id, -1, kForbidden);
   std::sort(row.changes.begin() + known, row.changes.end(), [](const LogitChange& a, const LogitChange& b) { return a.id < b.id; });
   size_t size = static_cast<size_t>(known);
   for (size_t i = size; i < row.changes.size(); i++) {
