@@ -9,7 +9,7 @@
 namespace dg {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kMinusInf = std::numeric_limits<float>::infinity();
 
 class PickingBackend : public MemoryBackend {
  public:
@@ -19,12 +19,12 @@ class PickingBackend : public MemoryBackend {
   void pick_rows(const PickRows& op) override { Backend::pick_rows(op); }
 };
 
-struct Outcome {
+struct PickOutcome {
   int same = 0, needed = 0, whole = 0;
 };
 
 // Each row as one step with the others; those that the picks leave open, from the adjusted row.
-void compare(std::vector<std::vector<float>> rows, std::vector<SampleInput> inputs, Outcome& outcome) {
+void compare(std::vector<std::vector<float>> rows, std::vector<SampleInput> inputs, PickOutcome& outcome) {
   PickingBackend backend;
   const auto vocab = static_cast<int64_t>(rows[0].size()), count = static_cast<int64_t>(rows.size());
   auto made = DevicePicks::create(backend, vocab, count);
@@ -102,7 +102,7 @@ const std::vector<SamplingParams>& settings() {
 
 TEST(SamplerPicked, EveryFilterPicksTheSameToken) {
   std::mt19937 random(5);
-  Outcome outcome;
+  PickOutcome outcome;
   for (size_t n : {1u, 5u, 255u, 256u, 257u, 1000u, 20000u})
     for (float spread : {0.0f, 0.5f, 2.0f, 6.0f})
       for (uint64_t round = 0; round < 6; round++) {
@@ -126,7 +126,7 @@ TEST(SamplerPicked, EveryFilterPicksTheSameToken) {
 
 TEST(SamplerPicked, PenaltiesBiasMaskAndForbiddenIds) {
   std::mt19937 random(6);
-  Outcome outcome;
+  PickOutcome outcome;
   for (uint64_t round = 0; round < 40; round++) {
     SCOPED_TRACE(round);
     const size_t n = round % 2 ? 1500 : 3001;
@@ -141,9 +141,9 @@ TEST(SamplerPicked, PenaltiesBiasMaskAndForbiddenIds) {
       rows.push_back(normal_row(random, n, 3));
       for (float& x : rows.back()) {
         if (random() % 50 == 0) x = std::numeric_limits<float>::quiet_NaN();
-        if (random() % 50 == 0) x = -kInf;
+        if (random() % 50 == 0) x = -kMinusInf;
       }
-      if (round % 8 == 7) rows.back()[n / 3] = kInf;
+      if (round % 8 == 7) rows.back()[n / 3] = kMinusInf;
       for (int k = 0; k < 200; k++) histories[i].add_prompt(std::vector<int32_t>{id()});
       for (int k = 0; k < 200; k++) histories[i].add_output(id());
       std::vector<int32_t> biased;

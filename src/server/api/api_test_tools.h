@@ -38,6 +38,7 @@ class FakeEngine : public Engine {
   void reset_prefix_cache() override { resets++; }
   EngineStats stats() const override { return state; }
   std::vector<RequestStatus> requests() const override { return status; }
+  std::optional<Error> failure() const override { return {}; }
   const EngineOptions& options() const override { return options_; }
 
   // What the output thread does. Text and one token of that id per call.
