@@ -261,18 +261,18 @@ TEST_P(ReplayTest, LargestStepsRunBeforeThereIsACache) {
   const ExecutorOptions options = loaded.executor->options();
   for (int64_t longest : {40, 1500}) {  // shorter than a step's rows, and longer
     taped.memory_ = {};
-    auto none = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    auto none = measure_step_memory(*loaded.ranks[0].backend, *loaded.ranks[0].model, options, longest);
     ASSERT_TRUE(none.ok());
     EXPECT_EQ(none->replays, 0);
     taped.memory_ = {int64_t{1} << 40, int64_t{1} << 40};
-    auto measured = measure_step_memory(*loaded.backend, *loaded.model, options, longest);
+    auto measured = measure_step_memory(*loaded.ranks[0].backend, *loaded.ranks[0].model, options, longest);
     ASSERT_TRUE(measured.ok());
     EXPECT_EQ(measured->workspace_bytes, 0);
     EXPECT_EQ(measured->replays, longest > 1024 ? 10 : 5) << "as prepare_replays captures";
     EXPECT_EQ(taped.keys(), 0u);
   }
   taped.fails_in = 2;
-  EXPECT_FALSE(measure_step_memory(*loaded.backend, *loaded.model, options, 40).ok());
+  EXPECT_FALSE(measure_step_memory(*loaded.ranks[0].backend, *loaded.ranks[0].model, options, 40).ok());
 }
 
 // A device that fails in its third step: that step and all later ones are errors, and nothing waits.

@@ -17,7 +17,7 @@ std::string root() {
   return given ? given : DG_SOURCE_DIR;
 }
 
-std::vector<std::string> oracles() {
+std::vector<std::string> split_oracles() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(root() + "/tests/golden"))
     if (entry.is_directory() && std::filesystem::exists(entry.path() / "config.json")) names.push_back(entry.path().filename());
@@ -115,7 +115,7 @@ TEST_P(ParallelGolden, RanksTogetherGiveTheLogitsOfOne) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, ParallelGolden, ::testing::ValuesIn(oracles()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(All, ParallelGolden, ::testing::ValuesIn(split_oracles()), [](const auto& info) { return info.param; });
 
 TEST(Parallel, Fp8CheckpointOfMiniR1) {
   const std::string path = root() + "/models/mini-r1";
