@@ -110,9 +110,9 @@ ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
     const ProductChoice best = choose_stream(p, g, multiprocessors, forced_ctas, forced_slices);
     if (best.stream_ctas > 0) return best;
   }
-  // Measured on an H200 (docs/cuda.md): stream_kernel wins only for bf16 weights that share x, with two CTAs per multiprocessor; else one
-  // tile for each CTA, its columns shared by all warps, is best for up to 8 rows, whatever the shape.
-  if (p.joined) return p.kind == WeightKind::kBf16 ? choose_stream(p, g, multiprocessors, 2, 1) : ProductChoice{};
+  // Measured on an H200 (docs/cuda.md): for up to 8 rows one tile for each CTA, its columns shared by all warps, is best whatever the
+  // shape; stream_kernel lost everywhere, also where it joins products.
+  if (p.joined) return {};
   if (p.tiles_n == 1) return {1, 1, 0, 0};
   ProductChoice best{};
   for (int tiles : {8, 4, 2, 1}) {
