@@ -45,7 +45,7 @@ constexpr Case kCases[] = {{"7b", "qkv", "bf16", 4608, 3584},
                            {"v3", "shared", "fp8_block", 2048, 7168, true},
                            {"v3", "dense", "fp8_block", 18432, 7168, true},
                            {"v3", "experts", "fp8_block", 2048, 7168, false, 64, 8}};
-constexpr const char* kChoices[] = {"", "1,1", "2,1", "1,4", "stream,1,0", "stream,2,0", "stream,1,2", "stream,2,2", "stream,1,4"};
+constexpr const char* kChoices[] = {"", "1,1", "2,1", "4,1", "1,2", "1,4"};
 constexpr int64_t kColdBytes = int64_t{512} << 20;
 constexpr int64_t kMostRows = 64;
 constexpr int kReplays = 10;

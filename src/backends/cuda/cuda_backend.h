@@ -78,7 +78,6 @@ class CudaBackend : public Backend {
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override;
   void embed(const Embed& op) override;
   void linear(const Linear& op) override;
-  void linear_several(const LinearSeveral& op) override;
   void linear_glu(const LinearGlu& op) override;
   // moe.cpp
   void moe_route(const MoeRoute& op) override;

@@ -1,8 +1,7 @@
 // Mixture of experts: the router, and the experts without a word from the host. The pairs (token, slot) of a chunk of tokens are sorted
 // by expert on the device; work items of an expert and up to 64 of its pairs go through grouped products (gate and up with SiLU, then
 // down); the results are added up in the order of the slots. Grids are upper bounds, so that the same launches serve any routing and
-// can be captured. Each expert's weights are read once per item. Up to 4 tokens need two kernels: pairs in their own order
-// (product_stream.cuh), the second one adding to the output.
+// can be captured. Each expert's weights are read once per item.
 #include <algorithm>
 #include <cstring>
 
@@ -84,51 +83,6 @@ const ExpertMatrices* CudaBackend::Products::expert_table(const void* key, const
   return static_cast<const ExpertMatrices*>(table.device);
 }
 
-bool CudaBackend::Products::stream_pairs(const MoeExperts& op, const ExpertMatrices* table, const WeightGeometry& up,
-                                         const WeightGeometry& down) {
-  const int64_t tokens = op.x.rows(), top_k = op.ids.cols(), pairs = tokens * top_k, ld = round_up(down.in, 8);
-  if (pairs > kStreamMostPairs || pairs * up.tiles > kStreamMostTiles || tokens * down.tiles > kStreamMostTiles) return false;
-  StreamArgs args{};
-  args.experts = table;
-  args.ids = op.ids.ptr<int32_t>(), args.ld_ids = op.ids.stride[0];
-  args.weights = op.weights.f32(), args.ld_weights = op.weights.stride[0];
-  args.first = op.first, args.expert_count = static_cast<int32_t>(op.experts.size()), args.top_k = static_cast<int32_t>(top_k);
-  args.tokens = static_cast<int32_t>(tokens);
-  args.counters = counters;
-
-  // How a product is shared out; CTAs per multiprocessor, or 0.
-  const auto share = [&](StreamArgs& a, const WeightGeometry& g, int weights, int64_t line_tiles, int64_t tile_chunks) {
-    a.tile_bytes = g.tile_bytes, a.aux_offset = g.aux_offset;
-    a.out = static_cast<int32_t>(g.out), a.chunks = static_cast<int32_t>(g.chunks), a.tiles = static_cast<int32_t>(g.tiles);
-    a.in = static_cast<int32_t>(g.in);
-    a.line_tiles = static_cast<int32_t>(line_tiles), a.tile_chunks = static_cast<int32_t>(tile_chunks);
-    a.x_pitch = static_cast<int32_t>(stream_x_pitch(tile_chunks * chunk_columns(g.kind)));
-    int ctas = 0;
-    for (int assumed : {2, 1}) {  // more CTAs need fewer rows of x
-      a.ctas = static_cast<int32_t>(std::min<int64_t>(backend.multiprocessors() * assumed, line_tiles * tile_chunks));
-      const int64_t most_chunks = (line_tiles * tile_chunks + a.ctas - 1) / a.ctas, token_chunks = g.tiles * tile_chunks;
-      a.x_rows = weights == 2 ? a.tokens : static_cast<int32_t>(std::min(tokens, (most_chunks + token_chunks - 2) / token_chunks + 1));
-      ctas = choose_pair_ctas(g.kind, weights, int64_t{a.x_rows} * a.x_pitch);
-      if (ctas >= assumed) return true;
-    }
-    return false;
-  };
-  StreamArgs first = args, second = args;
-  if (!share(first, up, 2, pairs * up.tiles, up.chunks) || !share(second, down, 1, tokens * down.tiles, top_k * down.chunks)) return false;
-  void* hidden = backend.workspace(Workspace::kExperts, static_cast<size_t>(pairs * ld) * 2);
-  auto* partial =
-      static_cast<float4*>(backend.workspace(Workspace::kProduct, std::max(stream_partial_bytes(first.line_tiles, first.ctas, 1, 2),
-                                                                           stream_partial_bytes(second.line_tiles, second.ctas, 1, 1))));
-  first.partial = second.partial = partial;
-  first.x = op.x.data, first.ldx = op.x.stride[0];
-  first.to = hidden, first.ld_to = ld;
-  second.x = hidden, second.ldx = ld;
-  second.to = op.out.data, second.ld_to = op.out.stride[0];
-  launch_stream({.kind = up.kind, .use = StreamUse::kPairUp, .weights = 2, .slices = 1}, first, backend.stream_);
-  launch_stream({.kind = down.kind, .use = StreamUse::kPairDown, .weights = 1, .slices = 1}, second, backend.stream_);
-  return true;
-}
-
 void CudaBackend::Products::moe_experts(const MoeExperts& op) {
   if (op.experts.empty() || op.x.rows() == 0) return;
   const Expert& any = op.experts[0];
@@ -172,8 +126,6 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
   const ExpertMatrices* table = expert_table(op.experts.data(), host);
 
   // Beyond a few tokens some share their experts.
-  constexpr int64_t kPairTokens = 4;
-  if (fused && op.x.rows() <= kPairTokens && stream_pairs(op, table, up_geometry, down_geometry)) return;
 
   const int64_t up_in = up_geometry.padded_in(), down_in = down_geometry.padded_in();
   const int64_t pair_bytes = down_in * 2 + dim * 4 + (fused ? 0 : inner * 8 + up_in * 2) + 16;

@@ -1,6 +1,5 @@
 // linear, linear_glu, embed, and the layouts of weights. Three ways to multiply:
-//   up to 8 rows of x: stream_kernel, bound by memory
-//   few rows (up to few_rows_limit): product_kernel, which streams the weight in its own layout
+//   few rows of x (up to few_rows_limit): product_kernel, which streams the weight in its own layout
 //   more: the weight decoded to bf16 (unless it is) and cuBLASLt, bf16 x bf16 -> f32
 //   more, FP8 weights with scales of 128 x 128: fp8_product.cpp
 //   f32 weights: exact, by f32_product.cu or cuBLASLt in f32
@@ -47,14 +46,10 @@ CudaBackend::Products::Products(CudaBackend& owner) : backend(owner) {
   use_device(owner.device_);
   DG_BLAS(cublasLtCreate(&handle));
   DG_CUDA(cudaMalloc(&lt_workspace, kLtWorkspaceBytes));
-  constexpr size_t bytes = kStreamMostTiles * sizeof(int32_t);
-  DG_CUDA(cudaMalloc(reinterpret_cast<void**>(&counters), bytes));
-  DG_CUDA(cudaMemset(counters, 0, bytes));
 }
 
 CudaBackend::Products::~Products() {
   for (auto& [key, table] : tables) cudaFree(table.device);
-  cudaFree(counters);
   cudaFree(lt_workspace);
   cublasLtDestroy(handle);
 }
@@ -100,78 +95,12 @@ const ProductChoice& CudaBackend::Products::choice(const ProductProblem& problem
   return known->second;
 }
 
-bool CudaBackend::Products::streamed(const Tensor& x, const int32_t* columns, std::span<const StreamPart> parts, const ProductWeight* glu,
-                                     const Tensor& glu_out, WeightGeometry g, bool early) {
-  if (x.rows() > kStreamMostTokens) return false;
-  const int count = glu ? 2 : 1;
-  if (!glu) {  // one line of all parts' tiles
-    g.tiles = 0;
-    for (const StreamPart& part : parts) g.tiles += (part.out + kTileRows - 1) / kTileRows;
-    if (parts.size() > 1) g.out = g.tiles * kTileRows;
-  }
-  const ProductChoice& how =
-      choice({.kind = g.kind, .glu = count == 2, .tiles_n = 1, .rows = x.rows(), .out = g.out, .in = g.in, .joined = parts.size() > 1});
-  if (how.stream_ctas == 0) return false;
-  StreamArgs args{};
-  if (glu) {
-    for (int m = 0; m < count; m++) args.data[m] = glu[m].data, args.aux[m] = glu[m].aux();
-    args.to = glu_out.data, args.ld_to = glu_out.stride[0];
-  }
-  for (const StreamPart& part : parts) args.parts[args.part_count++] = part;
-  args.tile_bytes = g.tile_bytes;
-  args.out = static_cast<int32_t>(g.out), args.chunks = static_cast<int32_t>(g.chunks), args.tiles = static_cast<int32_t>(g.tiles);
-  args.line_tiles = args.tiles;
-  args.tile_chunks = (args.chunks + how.splits - 1) / how.splits;
-  args.ctas = static_cast<int32_t>(
-      std::min<int64_t>(backend.multiprocessors() * how.stream_ctas / how.splits, int64_t{args.line_tiles} * args.tile_chunks));
-  args.x = x.data, args.ldx = x.stride[0];
-  args.columns = columns;
-  args.in = static_cast<int32_t>(g.in), args.tokens = static_cast<int32_t>(x.rows());
-  args.x_rows = args.tokens, args.x_pitch = static_cast<int32_t>(stream_x_pitch(int64_t{args.tile_chunks} * chunk_columns(g.kind)));
-  args.partial =
-      static_cast<float4*>(backend.workspace(Workspace::kProduct, stream_partial_bytes(args.line_tiles, args.ctas, how.splits, count)));
-  args.counters = counters;
-  args.early = early;
-  launch_stream({.kind = g.kind, .use = StreamUse::kMatrix, .weights = count, .slices = how.splits}, args, backend.stream_);
-  return true;
-}
-
-// Parts of one kind and width, few rows: one launch.
-bool CudaBackend::Products::linear_several(const LinearSeveral& op) {
-  const Weight& first = op.parts[0].weight;
-  const int64_t tokens = op.x.rows();
-  if (op.count < 2 || op.count > kStreamParts || tokens == 0 || tokens > kStreamMostTokens || !dense_rows(op.x)) return false;
-  const WeightKind kind = weight_kind(published(*first.format));
-  if (kind == WeightKind::kF32) return false;
-  StreamPart parts[kStreamParts];
-  int32_t tiles = 0;
-  for (int i = 0; i < op.count; i++) {
-    const LinearPart& from = op.parts[i];
-    const Weight& w = from.weight;
-    if (!in_place(w) || weight_kind(published(*w.format)) != kind || w.in != first.in || w.columns != first.columns || w.out == 0)
-      return false;
-    CHECK(op.x.cols() == w.in && from.out.cols() == w.out && from.out.rows() == tokens && dense_rows(from.out));
-    CHECK(!from.bias.valid() || from.bias.cols() == w.out);
-    const ProductWeight weight{weight_geometry(kind, w.out, w.in), reinterpret_cast<const uint8_t*>(w.data)};
-    parts[i] = {.data = weight.data,
-                .aux = weight.aux(),
-                .to = from.out.f32(),
-                .ld_to = from.out.stride[0],
-                .bias = from.bias.valid() ? from.bias.f32() : nullptr,
-                .first_tile = tiles,
-                .out = static_cast<int32_t>(w.out)};
-    tiles += static_cast<int32_t>(weight.geometry.tiles);
-  }
-  return streamed(op.x, first.columns, {parts, static_cast<size_t>(op.count)}, nullptr, {}, weight_geometry(kind, first.out, first.in),
-                  true);
-}
-
 void CudaBackend::Products::few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias,
                                      bool early) {
   const WeightGeometry& g = weights[0].geometry;
   for (int64_t first = 0; first < out.rows(); first += kProductMostTokens) {
     const int64_t tokens = std::min<int64_t>(kProductMostTokens, out.rows() - first);
-    ProductProblem problem{.kind = g.kind, .glu = count == 2, .tiles_n = tiles_n(tokens), .rows = 0, .out = g.out, .in = g.in};
+    ProductProblem problem{.kind = g.kind, .glu = count == 2, .tiles_n = tiles_n(tokens), .out = g.out, .in = g.in};
     const ProductChoice& choice = this->choice(problem);
     ProductArgs args{};
     for (int m = 0; m < count; m++) args.data[m] = weights[m].data, args.aux[m] = weights[m].aux();
@@ -280,14 +209,6 @@ void CudaBackend::Products::linear(const Linear& op) {
   const bool decoded = !in_place(w) || (!few && has_blocks(kind));
   void* space = decoded ? backend.workspace(Workspace::kWeights, static_cast<size_t>(decoded_bytes(w))) : nullptr;
   const ProductWeight from = weight(w, space, !few);
-  const StreamPart part{.data = from.data,
-                        .aux = from.aux(),
-                        .to = op.out.f32(),
-                        .ld_to = op.out.stride[0],
-                        .bias = bias,
-                        .first_tile = 0,
-                        .out = static_cast<int32_t>(w.out)};
-  if (few && streamed(op.x, w.columns, {&part, 1}, nullptr, {}, from.geometry, !decoded)) return;
   // The same address arithmetic as in the kernel: whole chunks, 16-byte rows.
   const int64_t padded = from.geometry.padded_in();
   if (few && tokens <= 4 && !w.columns && padded == w.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
@@ -313,7 +234,6 @@ void CudaBackend::Products::linear_glu(const LinearGlu& op) {
                       : nullptr;
     const ProductWeight weights[2] = {weight(op.gate, space), weight(op.up, space + gate_bytes)};
     const bool early = !space;
-    if (streamed(op.x, nullptr, {}, weights, op.out, weights[0].geometry, early)) return;
     const int64_t padded = weights[0].geometry.padded_in();
     if (tokens <= 4 && padded == op.up.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
       return few_rows(op.out, {op.x.data, op.x.stride[0], true}, weights, 2, nullptr, early);
@@ -336,10 +256,6 @@ int64_t CudaBackend::prepared_bytes(const Format& format, int64_t out, int64_t i
 
 void CudaBackend::prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const {
   pack_weight(rows, first, out, [&](int64_t offset, const void* from, size_t bytes) { write(to + offset, from, bytes); });
-}
-
-void CudaBackend::linear_several(const LinearSeveral& op) {
-  if (!Products::of(*this).linear_several(op)) Backend::linear_several(op);
 }
 
 void CudaBackend::linear(const Linear& op) { Products::of(*this).linear(op); }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 
 #include "backends/cuda/products.h"
 
@@ -20,8 +19,6 @@ constexpr double kLatency = 1000;     // clocks from a load to its data, memory 
 constexpr double kChunk = 350;        // clocks of a warp for a chunk: shared memory and mma one behind the other
 constexpr double kXLatency = 400;     // more for x, from L2 or L1
 constexpr double kSecondPass = 3000;  // clocks of a kernel that does little
-constexpr double kStreamChunk = 150;  // clocks of a warp of stream_kernel for a chunk, beside 2.5 for an instruction
-constexpr double kLastSum = 2000;     // clocks of the last CTA's sum: fence, counter, loads
 constexpr double kReduction = 150;    // clocks of the sum over the parts within a CTA
 
 // Instructions of a warp for a chunk of a weight.
@@ -50,89 +47,36 @@ double clocks(const ProductProblem& p, const WeightGeometry& g, int row_tiles, i
   return total;
 }
 
-// Clocks of stream_kernel with `ctas` per multiprocessor: equal parts of the bytes, x once per CTA, no second pass.
-double stream_clocks(const ProductProblem& p, const WeightGeometry& g, int per_multiprocessor, int slices, int multiprocessors) {
-  const int weights = p.glu ? 2 : 1;
-  const double ctas = static_cast<double>(multiprocessors) * per_multiprocessor;
-  const double chunks = static_cast<double>(g.tiles * g.chunks * weights) / (ctas * kProductWarps);  // of a warp
-  const double bytes = chunks * kProductWarps * per_multiprocessor * block_bytes(p.kind);
-  const double x_bytes = static_cast<double>(p.rows * p.in) * 4 / slices * per_multiprocessor;
-  // A warp alone, and the issue slots that all warps share.
-  const double issue = chunk_issue(p.kind), alone = (kStreamChunk + issue * 2.5) * (p.glu ? 0.75 : 1);
-  const double compute = chunks * std::max(alone, issue * kProductWarps * per_multiprocessor / 4 * 1.2);
-  double total = std::max(bytes / kMemoryRate, compute) + kLatency + std::max(0.0, x_bytes / kL2Rate - kLatency);
-  if (slices > 1 || static_cast<double>(g.tiles) < 8 * ctas) total += kLastSum;
-  return total;
-}
-
-// The best way of stream_kernel, per_multiprocessor 0 when there is none.
-ProductChoice choose_stream(const ProductProblem& p, const WeightGeometry& g, int multiprocessors, int forced_ctas, int forced_slices) {
-  ProductChoice best{};
-  if (p.tiles_n > 1 || p.rows == 0 || p.rows > kStreamMostTokens || g.tiles > kStreamMostTiles) return best;
-  const auto fixed = static_cast<int64_t>(stream_shared_bytes(p.kind, p.glu ? 2 : 1));
-  for (int per : {1, 2}) {
-    for (int slices : {1, 2, 3, 4, 6, 11}) {
-      if ((forced_ctas > 0 && per != forced_ctas) || (forced_slices > 0 && slices != forced_slices) || slices > g.chunks) continue;
-      const int64_t columns = ceil_div(g.chunks, slices) * chunk_columns(p.kind),
-                    ctas = static_cast<int64_t>(multiprocessors) * per / slices;
-      if (fixed + p.rows * stream_x_pitch(columns) > (per == 1 ? kStreamMostShared - 2048 : kStreamMostShared / 2 - 2048) || ctas < 1)
-        continue;
-      const double time = stream_clocks(p, g, per, slices, multiprocessors);
-      if (best.stream_ctas == 0 || time < best.clocks) best = {0, slices, per, time};
-    }
-  }
-  return best;
-}
-
 }  // namespace
 
 std::string to_string(const ProductProblem& p, const ProductChoice& c) {
-  const std::string how = c.stream_ctas == 0 && c.row_tiles == 0 ? "one by one"
-                          : c.stream_ctas > 0
-                              ? fmt::format("streamed by {} CTAs per multiprocessor, {} parts", c.stream_ctas, c.splits)
-                              : fmt::format("{} tiles per CTA, {} parts", c.row_tiles, kProductWarps / c.row_tiles * c.splits);
+  const std::string how = fmt::format("{} tiles per CTA, {} parts", c.row_tiles, kProductWarps / c.row_tiles * c.splits);
   return fmt::format("{} {} {} x {}, {} rows: {}, {:.0f} clocks expected", p.glu ? "glu" : "linear", weight_kind_name(p.kind), p.out, p.in,
-                     p.tiles_n == 1 ? p.rows : p.tiles_n * 8, how, c.clocks);
+                     p.tiles_n * 8, how, c.clocks);
 }
 
 ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
   const WeightGeometry g = weight_geometry(p.kind, p.out, p.in);
-  // For benchmarks, where possible: DOUGONG_CUDA_PRODUCT=TILES,SPLITS, or stream,CTAS,SPLITS (0: as the model thinks best).
+  // For benchmarks, where possible: DOUGONG_CUDA_PRODUCT=TILES,SPLITS.
   const char* forced = std::getenv("DOUGONG_CUDA_PRODUCT");
-  int forced_ctas = 0, forced_slices = 0, row_tiles = 0, splits = 0;
-  if (forced && std::sscanf(forced, "stream,%d,%d", &forced_ctas, &forced_slices) == 0) forced_ctas = forced_slices = 0;
+  int row_tiles = 0, splits = 0;
   if (forced && std::sscanf(forced, "%d,%d", &row_tiles, &splits) == 2 &&
       (row_tiles == 1 || row_tiles == 2 || row_tiles == 4 || row_tiles == 8) && splits >= 1 && splits <= 16 &&
       product_shared_bytes(row_tiles, p.glu ? 2 : 1, p.tiles_n) <= kProductSharedBytes &&
       (splits == 1 || static_cast<int64_t>(kProductWarps / row_tiles) * splits <= g.chunks))
-    return {row_tiles, splits, 0, 0};
-  if (forced_ctas > 0 || forced_slices > 0) {
-    const ProductChoice best = choose_stream(p, g, multiprocessors, forced_ctas, forced_slices);
-    if (best.stream_ctas > 0) return best;
-  }
-  // Measured on an H200 (docs/cuda.md): for up to 8 rows one tile for each CTA, its columns shared by all warps, is best whatever the
-  // shape; stream_kernel lost everywhere, also where it joins products.
-  if (p.joined) return {};
-  if (p.tiles_n == 1) return {1, 1, 0, 0};
+    return {row_tiles, splits, 0};
+  // Measured on an H200 (docs/cuda.md): up to 8 rows one tile for each CTA, its columns shared by all warps, is best whatever the shape.
+  if (p.tiles_n == 1) return {1, 1, 0};
   ProductChoice best{};
   for (int tiles : {8, 4, 2, 1}) {
     if (product_shared_bytes(tiles, p.glu ? 2 : 1, p.tiles_n) > kProductSharedBytes) continue;
     for (int parts : {1, 2, 3, 4, 6, 8, 12, 16}) {
       if (parts > 1 && static_cast<int64_t>(kProductWarps / tiles) * parts > g.chunks) continue;
       const double time = clocks(p, g, tiles, parts, multiprocessors);
-      if (best.splits == 0 || time < best.clocks) best = {tiles, parts, 0, time};
+      if (best.splits == 0 || time < best.clocks) best = {tiles, parts, time};
     }
   }
   return best;
-}
-
-int choose_pair_ctas(WeightKind kind, int weights, int64_t x_bytes) {
-  const char* forced = std::getenv("DOUGONG_CUDA_PRODUCT");
-  int ctas = 0;
-  if (!forced || (std::sscanf(forced, "stream,%d", &ctas) != 1 && std::strcmp(forced, "pairs") != 0)) return 0;
-  const auto shared = static_cast<int64_t>(stream_shared_bytes(kind, weights)) + x_bytes;
-  const bool two = shared <= kStreamMostShared / 2 - 2048, one = shared <= kStreamMostShared - 2048;
-  return two && (ctas == 2 || (ctas != 1 && chunk_groups(kind) == 4)) ? 2 : one ? 1 : 0;
 }
 
 int choose_grouped_row_tiles(const WeightGeometry& g, bool glu, int tiles_n, int64_t items, int multiprocessors) {
@@ -153,26 +97,6 @@ void launch_product(const ProductShape& shape, const ProductArgs& args, cudaStre
     DG_KINDS(DG_CASE)
 #undef DG_CASE
     default: CHECK(false) << "no product kernel of " << weight_kind_name(shape.kind);
-  }
-}
-
-void launch_stream(const StreamShape& shape, const StreamArgs& args, cudaStream_t stream) {
-  switch (shape.kind) {
-#define DG_CASE(kind) \
-  case WeightKind::kind: return launch_stream_kind<WeightKind::kind>(shape, args, stream);
-    DG_KINDS(DG_CASE)
-#undef DG_CASE
-    default: CHECK(false) << "no product kernel of " << weight_kind_name(shape.kind);
-  }
-}
-
-size_t stream_shared_bytes(WeightKind kind, int weights) {
-  switch (kind) {
-#define DG_CASE(kind) \
-  case WeightKind::kind: return stream_shared_bytes_kind<WeightKind::kind>(weights);
-    DG_KINDS(DG_CASE)
-#undef DG_CASE
-    default: CHECK(false) << "no product kernel of " << weight_kind_name(kind); return 0;
   }
 }
 

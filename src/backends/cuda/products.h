@@ -12,7 +12,6 @@
 #include "backends/cuda/kernels/fp8_kernels.h"
 #include "backends/cuda/kernels/moe_kernels.h"
 #include "backends/cuda/kernels/product_kernels.h"
-#include "backends/cuda/kernels/product_stream.h"
 #include "backends/cuda/weight_layout.h"
 
 namespace dg::cuda {
@@ -28,27 +27,21 @@ struct ProductWeight {
 struct ProductProblem {
   WeightKind kind;
   bool glu;
-  int tiles_n;   // of 8 rows of x
-  int64_t rows;  // of x, exactly, where tiles_n is 1
+  int tiles_n;  // of 8 rows of x
   int64_t out, in;
-  bool joined = false;  // several weights that multiply the same x
 
   auto operator<=>(const ProductProblem&) const = default;
 };
 struct ProductChoice {
   int row_tiles, splits;
-  int stream_ctas;  // of stream_kernel on a multiprocessor; 0: product_kernel
-  double clocks;    // by the model of product_choice.cpp
+  double clocks;  // by the model of product_choice.cpp
 };
 std::string to_string(const ProductProblem& problem, const ProductChoice& choice);
 ProductChoice choose_product(const ProductProblem& problem, int multiprocessors);
-// CTAs per multiprocessor of stream_kernel with pairs whose staged x has `x_bytes`; 0: it has no room.
-int choose_pair_ctas(WeightKind kind, int weights, int64_t x_bytes);
 // Of grouped products: `items` work items are expected to have rows.
 int choose_grouped_row_tiles(const WeightGeometry& g, bool glu, int tiles_n, int64_t items, int multiprocessors);
 
 void launch_product(const ProductShape& shape, const ProductArgs& args, cudaStream_t stream);
-void launch_stream(const StreamShape& shape, const StreamArgs& args, cudaStream_t stream);
 void launch_grouped(const GroupedShape& shape, const GroupedArgs& args, cudaStream_t stream);
 
 struct CudaBackend::Products {
@@ -75,11 +68,6 @@ struct CudaBackend::Products {
 
   // out = x weights[0]^T + bias, or silu(x weights[0]^T) * (x weights[1]^T), by product_kernel, 64 rows at a time.
   void few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias, bool early);
-  // The same for up to 8 rows of f32 x as they are, by stream_kernel: each part by itself, or with `glu` those two weights to glu_out;
-  // false where product_kernel is better. `early`: the weights are there before the kernels issued earlier are done.
-  bool streamed(const Tensor& x, const int32_t* columns, std::span<const StreamPart> parts, const ProductWeight* glu, const Tensor& glu_out,
-                WeightGeometry geometry, bool early);
-  bool linear_several(const LinearSeveral& op);  // false: not in one launch
   // By cuBLASLt; false when it has no way. Weight and x: both bf16 rows or both f32 rows, columns beyond `in` zeros.
   bool many_rows(const Tensor& out, const Rows& x, const ProductWeight& weight);
   void f32_linear(const Tensor& out, const Tensor& x, const Weight& weight, const float* bias);
@@ -88,8 +76,6 @@ struct CudaBackend::Products {
 
   // Experts: moe.cpp.
   void moe_experts(const MoeExperts& op);
-  // For few tokens: each pair reads its expert for itself, without sorting; false where there is no room.
-  bool stream_pairs(const MoeExperts& op, const ExpertMatrices* table, const WeightGeometry& up, const WeightGeometry& down);
   const ExpertMatrices* expert_table(const void* key, const std::vector<ExpertMatrices>& host);
 
   // Products in e4m3, for many rows: fp8_product.cpp, fp8_check.cpp.
@@ -111,7 +97,6 @@ struct CudaBackend::Products {
   CudaBackend& backend;
   cublasLtHandle_t handle = nullptr;
   void* lt_workspace = nullptr;
-  int32_t* counters = nullptr;  // (kStreamMostTiles) zeros between kernels: StreamArgs::counters
   static constexpr size_t kLtWorkspaceBytes = 32 << 20;
   struct Algorithm {
     bool found;

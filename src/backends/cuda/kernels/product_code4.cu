@@ -1,8 +1,6 @@
-// Products with weights of 4 bits with scales per 32 columns: product_tile.cuh, product_stream.cuh.
+// Products with weights of 4 bits with scales per 32 columns: product_tile.cuh.
 #include "backends/cuda/kernels/product_kernel.cuh"
-#include "backends/cuda/kernels/product_stream.cuh"
 
 namespace dg::cuda {
 DG_PRODUCT_KIND(kCode4)
-DG_STREAM_KIND(kCode4)
 }  // namespace dg::cuda
