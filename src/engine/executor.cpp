@@ -66,8 +66,9 @@ ptrdiff_t Executor::hidden_offset(const Tensor& hidden) const {
 
 Result<void> Executor::status() const {
   if (group_ && group_->failed()) {
-    auto error = group_->exchange(0, nullptr);  // of a failed group: why
-    if (!error.ok()) return error.error();
+    // Ranks that lost each other do not meet again: as with a lost device, the process has to be started again.
+    auto error = group_->exchange(0, nullptr);
+    if (!error.ok()) return Error{ErrorKind::kDevice, error.error().message};
   }
   for (const auto& rank : ranks_) DG_TRY(rank->backend().status());
   return {};

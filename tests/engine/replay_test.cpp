@@ -358,6 +358,7 @@ TEST(ParallelExecutor, AFailingOrMissingRankFailsTheStep) {
     for (int again = 0; again < 2; again++) {
       auto result = l.executor->run({&step, 1});
       ASSERT_FALSE(result.ok());
+      EXPECT_EQ(result.error().kind, ErrorKind::kDevice) << "the engine gives up";
       EXPECT_NE(result.error().message.find(late ? "waited 0.2 s for rank" : "rank 1 of 3: out of memory"), std::string::npos)
           << result.error().message;
     }

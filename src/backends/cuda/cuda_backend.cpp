@@ -59,6 +59,10 @@ Result<std::unique_ptr<Backend>> CudaBackend::create_alone(const BackendOptions&
   if (counted != cudaSuccess || count == 0)
     return device_error(
         fmt::format("--backend cuda: no GPU found ({}); check nvidia-smi and CUDA_VISIBLE_DEVICES", cudaGetErrorString(counted)));
+  if (options.group && options.device >= count)
+    return input_error(fmt::format("--tensor-parallel-size {} needs GPUs {} to {}: this machine has {}; lower it or --gpu",
+                                   options.group->size(), options.device - options.rank,
+                                   options.device - options.rank + options.group->size() - 1, count));
   if (options.device < 0 || options.device >= count)
     return input_error(
         fmt::format("--gpu {}: this machine has {} GPU{}, 0 to {}", options.device, count, count == 1 ? "" : "s", count - 1));
@@ -145,6 +149,11 @@ void CudaBackend::upload(void* to, const void* from, size_t bytes) { staging_->u
 
 void CudaBackend::download(void* to, const void* from, size_t bytes) {
   if (bytes > 0) DG_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+  synchronise();
+}
+
+void CudaBackend::download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) {
+  if (rows > 0) DG_CUDA(cudaMemcpy2DAsync(to, stride, from, row_bytes, row_bytes, static_cast<size_t>(rows), cudaMemcpyDefault, stream_));
   synchronise();
 }
 

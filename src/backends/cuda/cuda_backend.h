@@ -59,6 +59,7 @@ class CudaBackend : public Backend {
   bool host_memory() const override { return mapped_; }
   void upload(void* to, const void* from, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
+  void download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) override;
   void write(void* to, const void* from, size_t bytes) const override;
   void synchronise() override;
   bool replays() const override { return !mapped_; }
