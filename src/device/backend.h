@@ -90,10 +90,29 @@ class Backend {
   }
   virtual int host_workers() const { return 1; }
 
+  // The type of what lies between linear_glu and the product behind it, `down`, for so many rows: f32, or bf16 where that is what the
+  // product reads anyway; linear_glu then takes such an `out` and linear such an x.
+  virtual Dtype inner_type(int64_t /*rows*/, const Weight& /*gate*/, const Weight& /*up*/, const Weight& /*down*/) const {
+    return Dtype::kF32;
+  }
+
+  // Ops issued between begin_beside() and end_beside() may run at the same time as those issued after end_beside(), until the next
+  // moe_experts, which waits for them before it touches its `out`. For the products of `weights` with up to kMostBesideRows rows like x and
+  // what follows from them; what they read and write, scratch included, is left alone until then. False: not so, and no end_beside().
+  static constexpr int64_t kMostBesideRows = 4;
+  virtual bool begin_beside(const Tensor& /*x*/, std::span<const Weight* const> /*weights*/) { return false; }
+  virtual void end_beside() {}
+
   virtual void embed(const Embed&) = 0;
   virtual void linear(const Linear&) = 0;
   virtual void linear_several(const LinearSeveral&);
+  virtual void linear_add(const LinearAdd&);
+  virtual void norm_linear(const NormLinear&);
   virtual void linear_glu(const LinearGlu&);
+  virtual void norm_linear_glu(const NormLinearGlu&);
+  // Whether, for so many rows, products that normalise what they read and add to the residual stream (norm_linear, norm_linear_glu,
+  // linear_add) are better than add_rms_norm between products. Never with a group: parts are summed up between products.
+  virtual bool joins_norms(int64_t /*rows*/) const { return false; }
   virtual void rms_norm(const RmsNorm&) = 0;
   virtual void all_reduce(const AllReduce&) {}  // of a backend without a group
   virtual void add_rms_norm(const AddRmsNorm&);

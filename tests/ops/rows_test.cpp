@@ -322,6 +322,86 @@ TEST_P(RowsTest, LinearSeveral) {
     }
 }
 
+// linear_add, norm_linear and norm_linear_glu are the ops they stand for: bit for bit on the CPU; an accelerator may round the normalised x
+// elsewhere, twice kBf16Eps of each element, which Cauchy and Schwarz carry to the sums. Its ways change with the rows and with alignment.
+TEST_P(RowsTest, ProductsOfTheResidualStream) {
+  DG_TRACE_SEED();
+  Random random(43);
+  constexpr float kNormEps = 1e-5f;
+  for (const char* name : {"bf16", "fp8_block", "int4", "q8_0", "f32"})
+    for (int64_t dim : {128, 896}) {
+      if (dim > 128 && !accelerator()) continue;  // nothing of the default bodies depends on it
+      const Format* const format = find_format(name);
+      ASSERT_NE(format, nullptr) << name;
+      const int64_t outs[3] = {256, 72, 40}, inner = 384;
+      RandomWeight a(*format, outs[0], dim, random), b(*format, outs[1], dim, random), d(*format, outs[2], dim, random);
+      RandomWeight gate(*format, inner, dim, random), up(*format, inner, dim, random);
+      Prepared pa(tested(), a), pb(tested(), b), pd(tested(), d), pg(tested(), gate), pu(tested(), up);
+      for (int64_t tokens : {1, 2, 4, 5, 70})
+        for (int64_t gap : {8, 3}) {
+          if (gap == 3 && tokens > 2) continue;
+          Buffer x({tokens, dim}, gap), norm({1, dim}, 8), bias({1, outs[0]}), normed({tokens, dim}, 8);
+          x.randomise(random), norm.randomise(random), bias.randomise(random);
+          const Tensor norm_row = Tensor::of(norm.view.data, Dtype::kF32, {dim});
+          const Tensor added = Tensor::of(bias.view.data, Dtype::kF32, {outs[0]});
+          Scratch scratch(1 << 20);
+          tested().rms_norm({.out = normed.view, .x = x.view, .weight = norm_row, .eps = kNormEps});
+          const auto close = [&](double got, double want, double size, const std::string& what) {
+            const double allowed = accelerator() ? 4 * kBf16Eps * size : 0;
+            EXPECT_LE(std::fabs(got - want), allowed) << what << " " << name << ", dim " << dim << ", tokens " << tokens << ", gap " << gap;
+            return std::fabs(got - want) <= allowed;
+          };
+
+          Buffer y1({tokens, outs[0]}), y2({tokens, outs[1]}), y3({tokens, outs[2]}), e1 = y1, e2 = y2, e3 = y3;
+          tested().linear({.out = e1.view, .x = normed.view, .weight = pa.weight, .bias = added});
+          tested().linear({.out = e2.view, .x = normed.view, .weight = pb.weight});
+          tested().linear({.out = e3.view, .x = normed.view, .weight = pd.weight});
+          tested().norm_linear({.x = x.view,
+                                .norm = norm_row,
+                                .eps = kNormEps,
+                                .parts = {{y1.view, pa.weight, added}, {y2.view, pb.weight}, {y3.view, pd.weight}},
+                                .count = 3,
+                                .scratch = &scratch.arena});
+          const Buffer* const got[] = {&y1, &y2, &y3};
+          const Buffer* const want[] = {&e1, &e2, &e3};
+          const RandomWeight* const weights[] = {&a, &b, &d};
+          for (int p = 0; p < 3; p++)
+            for (int64_t t = 0; t < tokens; t++)
+              for (int64_t i = 0; i < outs[p]; i++)
+                if (!close(got[p]->at(t, i), want[p]->at(t, i), normed.row_norm(t) * weights[p]->row_norm(i), "norm_linear")) return;
+          y1.expect_gaps_untouched(), y2.expect_gaps_untouched(), y3.expect_gaps_untouched();
+
+          Buffer glu({tokens, inner}), glu_expected = glu, g({tokens, inner}), u({tokens, inner});
+          tested().linear_glu({.out = glu_expected.view, .x = normed.view, .gate = pg.weight, .up = pu.weight, .scratch = &scratch.arena});
+          tested().linear({.out = g.view, .x = normed.view, .weight = pg.weight});
+          tested().linear({.out = u.view, .x = normed.view, .weight = pu.weight});
+          tested().norm_linear_glu({.out = glu.view,
+                                    .x = x.view,
+                                    .norm = norm_row,
+                                    .eps = kNormEps,
+                                    .gate = pg.weight,
+                                    .up = pu.weight,
+                                    .scratch = &scratch.arena});
+          for (int64_t t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < inner; i++) {
+              // |silu'| < 1.1, |silu(g)| <= |g|; both sums are off by as much.
+              const double size = 1.1 * std::fabs(u.at(t, i)) * gate.row_norm(i) + (std::fabs(g.at(t, i)) + 1) * up.row_norm(i);
+              if (!close(glu.at(t, i), glu_expected.at(t, i), normed.row_norm(t) * size, "norm_linear_glu")) return;
+            }
+          glu.expect_gaps_untouched();
+
+          Buffer stream({tokens, outs[0]}), before = stream;
+          stream.randomise(random);
+          for (int64_t t = 0; t < tokens; t++) std::copy_n(stream.view.f32(t), outs[0], before.view.f32(t));
+          tested().linear_add({.out = stream.view, .x = normed.view, .weight = pa.weight, .bias = added, .scratch = &scratch.arena});
+          for (int64_t t = 0; t < tokens; t++)
+            for (int64_t i = 0; i < outs[0]; i++)
+              if (!close(stream.at(t, i), before.at(t, i) + e1.at(t, i), normed.row_norm(t) * a.row_norm(i), "linear_add")) return;
+          stream.expect_gaps_untouched();
+        }
+    }
+}
+
 TEST_P(RowsTest, MoeRoute) {
   DG_TRACE_SEED();
   Random random(38);

@@ -11,7 +11,9 @@
 
 #include "backends/cuda/collectives.h"
 #include "backends/cuda/cuda_memory.h"
+#include "backends/cuda/kernels/launch.cuh"
 #include "backends/cuda/kernels/measure.h"
+#include "backends/cuda/products.h"
 #include "base/topology.h"
 
 namespace dg::cuda {
@@ -93,8 +95,11 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& pr
       properties_(properties),
       pool_(options.threads, Topology::load(), false),
       stream_(options.device),
+      beside_(options.device),
       group_(options.group),
-      rank_(options.rank) {}
+      rank_(options.rank) {
+  for (cudaEvent_t* event : {&forked_, &beside_done_}) DG_CUDA(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+}
 
 CudaBackend::~CudaBackend() {
   synchronise();
@@ -107,10 +112,11 @@ CudaBackend::~CudaBackend() {
     return;
   }
   use_device(device_);
+  forget_replays();  // before the collectives: NCCL waits until the graphs with its kernels are gone
   collectives_.reset();
   products_.reset();
   staging_.reset();
-  forget_replays();
+  for (cudaEvent_t event : {forked_, beside_done_}) cudaEventDestroy(event);
   for (Block& block : workspaces_) cudaFree(block.data);
 }
 
@@ -199,6 +205,29 @@ void CudaBackend::synchronise() {
   if (!collectives_) return;
   if (const auto failure = collectives_->failure()) fail_device(device_, *failure);
   if (device_failed(device_)) group_->fail(rank_, status().error());
+}
+
+bool CudaBackend::begin_beside(const Tensor& x, std::span<const Weight* const> weights) {
+  if (x.rows() > kMostBesideRows || exact_ || !Products::need_no_workspace(x, weights)) return false;
+  DG_CUDA(cudaEventRecord(forked_, stream_));
+  stream_.swap(beside_);
+  DG_CUDA(cudaStreamWaitEvent(stream_, forked_));
+  launch_next_plainly();
+  return true;
+}
+
+void CudaBackend::end_beside() {
+  DG_CUDA(cudaEventRecord(beside_done_, stream_));
+  stream_.swap(beside_);
+  launch_next_plainly();
+  beside_pending_ = true;
+}
+
+void CudaBackend::join_beside() {
+  if (!beside_pending_) return;
+  DG_CUDA(cudaStreamWaitEvent(stream_, beside_done_));
+  launch_next_plainly();
+  beside_pending_ = false;
 }
 
 void CudaBackend::begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) {

@@ -79,7 +79,12 @@ class CudaBackend : public Backend {
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override;
   void embed(const Embed& op) override;
   void linear(const Linear& op) override;
+  Dtype inner_type(int64_t rows, const Weight& gate, const Weight& up, const Weight& down) const override;
+  void linear_several(const LinearSeveral& op) override;
+  void linear_add(const LinearAdd& op) override;
+  void norm_linear(const NormLinear& op) override;
   void linear_glu(const LinearGlu& op) override;
+  void norm_linear_glu(const NormLinearGlu& op) override;
   // moe.cpp
   void moe_route(const MoeRoute& op) override;
   void moe_experts(const MoeExperts& op) override;
@@ -99,6 +104,9 @@ class CudaBackend : public Backend {
   void latent_kv_write(const LatentKvWrite& op) override;
   // sample.cpp
   bool picks_rows() const override { return !mapped_; }
+  bool begin_beside(const Tensor& x, std::span<const Weight* const> weights) override;
+  void end_beside() override;
+  bool joins_norms(int64_t rows) const override { return rows <= 4 && !exact_ && !(group_ && group_->size() > 1); }
   void adjust_logits(const AdjustLogits& op) override;
   void pick_rows(const PickRows& op) override;
   // attention.cpp
@@ -121,6 +129,7 @@ class CudaBackend : public Backend {
   // One long prefill with keys and values made for it; the rows [first, last) of the batch in absorbed form.
   void mla_made(const MlaAttention& op, const SequenceSlice& slice, const int32_t* blocks, const void* weight);
   void mla_absorbed(const MlaAttention& op, const void* weight, bool exact, bool settled, int64_t first, int64_t last);
+  void join_beside();  // what follows waits for what was issued beside
   int multiprocessors() const { return properties_.multiProcessorCount; }
 
   // add_rms_norm with partial sums in one kernel; false: not for this shape, the same on all ranks.
@@ -133,7 +142,9 @@ class CudaBackend : public Backend {
   const bool mapped_, exact_;
   const cudaDeviceProp properties_;
   ThreadPool pool_;
-  const Stream stream_;
+  Stream stream_, beside_;  // stream_: where ops go
+  cudaEvent_t forked_ = nullptr, beside_done_ = nullptr;
+  bool beside_pending_ = false;
   struct Block {
     void* data = nullptr;
     size_t bytes = 0;

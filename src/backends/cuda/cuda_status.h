@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <utility>
 
 namespace dg::cuda {
 
@@ -34,6 +35,7 @@ class Stream {
   }
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
+  void swap(Stream& other) { std::swap(handle_, other.handle_); }  // of one device
   operator cudaStream_t() const {
     use_device(device_);
     return handle_;

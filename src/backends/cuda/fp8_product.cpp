@@ -108,7 +108,7 @@ bool CudaBackend::Products::fp8_by_blas(const Tensor& out, const Tensor& x, cons
   auto* x_scales = x_pieces.take<float>(n * blocks);
   set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, static_cast<const void*>(w_scales));
   set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, static_cast<const void*>(x_scales));
-  const LtKey key{m, n, k, k, k, ldd, 256, 256, 16, false};
+  const LtKey key{m, n, k, k, k, ldd, 256, 256, 16, 0};
   auto known = fp8_algorithms.find(key);
   if (works && known == fp8_algorithms.end()) {
     cublasLtMatmulPreference_t preference = nullptr;

@@ -5,6 +5,7 @@
 //   f32 weights: exact, by f32_product.cu or cuBLASLt in f32
 // f16 weights and the GGUF formats without a layout of their own are rounded to bf16 at load.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "backends/cuda/kernels/decode_rows.h"
@@ -66,6 +67,10 @@ bool CudaBackend::Products::in_place(const Weight& w) {
   return format == Published::kBf16 && w.in % 32 == 0 && aligned(w.data, 16);
 }
 
+WeightKind CudaBackend::Products::product_kind(const Weight& w) {
+  return in_place(w) ? weight_kind(published(*w.format)) : WeightKind::kBf16;
+}
+
 int64_t CudaBackend::Products::decoded_bytes(const Weight& w) {
   const bool f32 = published(*w.format) == Published::kF32;
   return round_up(weight_geometry(f32 ? WeightKind::kF32 : WeightKind::kBf16, w.out, w.in).bytes, 256);
@@ -95,37 +100,76 @@ const ProductChoice& CudaBackend::Products::choice(const ProductProblem& problem
   return known->second;
 }
 
-void CudaBackend::Products::few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias,
-                                     bool early) {
-  const WeightGeometry& g = weights[0].geometry;
-  for (int64_t first = 0; first < out.rows(); first += kProductMostTokens) {
-    const int64_t tokens = std::min<int64_t>(kProductMostTokens, out.rows() - first);
-    ProductProblem problem{.kind = g.kind, .glu = count == 2, .tiles_n = tiles_n(tokens), .out = g.out, .in = g.in};
+bool CudaBackend::Products::takes_f32(const Tensor& x, const WeightGeometry& g) {
+  // The same address arithmetic as in the kernel: whole chunks, 16-byte rows.
+  return x.rows() <= 4 && g.padded_in() == x.cols() && x.stride[0] % 4 == 0 && aligned(x.data, 16);
+}
+
+bool CudaBackend::Products::need_no_workspace(const Tensor& x, std::span<const Weight* const> weights) {
+  return std::all_of(weights.begin(), weights.end(),
+                     [&](const Weight* w) {
+                       const Published format = published(*w->format);
+                       return format != Published::kF32 && !w->columns && in_place(*w) &&
+                              weight_geometry(weight_kind(format), w->out, w->in).padded_in() == w->in;
+                     }) &&
+         x.rows() <= 4 && x.stride[0] % 4 == 0 && aligned(x.data, 16) && !std::getenv("DOUGONG_CUDA_PRODUCT");
+}
+
+bool CudaBackend::Products::takes_norm(const Tensor& x, const FewRows& what) {
+  return takes_f32(x, what.parts[0].weight.geometry) && choice(problem_of(x.rows(), what)).splits == 1;
+}
+
+ProductProblem CudaBackend::Products::problem_of(int64_t tokens, const FewRows& what) const {
+  const WeightGeometry& g = what.parts[0].weight.geometry;
+  ProductProblem problem{.kind = g.kind, .glu = what.glu, .tiles_n = tiles_n(tokens), .out = 0, .in = g.in};
+  for (int i = 0; i < (what.glu ? 1 : what.count); i++) problem.out += what.parts[i].weight.geometry.tiles * kTileRows;
+  return problem;
+}
+
+void CudaBackend::Products::few_rows(const Rows& x, int64_t rows, const FewRows& what) {
+  const WeightGeometry& g = what.parts[0].weight.geometry;
+  for (int64_t first = 0; first < rows; first += kProductMostTokens) {
+    const int64_t tokens = std::min<int64_t>(kProductMostTokens, rows - first);
+    const ProductProblem problem = problem_of(tokens, what);
     const ProductChoice& choice = this->choice(problem);
     ProductArgs args{};
-    for (int m = 0; m < count; m++) args.data[m] = weights[m].data, args.aux[m] = weights[m].aux();
+    args.segment_count = what.count;
+    for (int i = 0; i < what.count; i++) {
+      const FewPart& part = what.parts[i];
+      const WeightGeometry& own = part.weight.geometry;
+      const bool target = !what.glu || i == 0;
+      args.segments[i] = {.data = part.weight.data,
+                          .aux = part.weight.aux(),
+                          .to = target ? part.out.f32(first) : nullptr,
+                          .ld_to = target ? part.out.stride[0] : 0,
+                          .bias = part.bias,
+                          .out = static_cast<int32_t>(own.out),
+                          .first = what.glu ? 0 : args.tiles};
+      if (target) args.tiles += static_cast<int32_t>(own.tiles);
+    }
     args.tile_bytes = g.tile_bytes;
-    args.out = static_cast<int32_t>(g.out), args.chunks = static_cast<int32_t>(g.chunks), args.tiles = static_cast<int32_t>(g.tiles);
+    args.chunks = static_cast<int32_t>(g.chunks);
     args.x = static_cast<const std::byte*>(x.data) + first * x.ld * (x.f32 ? 4 : 2);
     args.ldx = static_cast<uint32_t>(x.ld);
     args.tokens = static_cast<int32_t>(tokens);
-    args.to = out.f32(first), args.ld_to = out.stride[0];
-    args.bias = bias;
+    args.norm = what.norm, args.eps = what.eps;
+    args.add = what.add;
     args.row_tiles = choice.row_tiles;
-    args.early = early;
+    args.early = what.early;
     if (choice.splits > 1)
       args.partial = static_cast<float*>(backend.workspace(
-          Workspace::kProduct, static_cast<size_t>(choice.splits * count * tokens * g.tiles * kTileRows) * sizeof(float)));
-    launch_product({.kind = g.kind, .glu = count == 2, .f32_x = x.f32, .tiles_n = problem.tiles_n, .splits = choice.splits}, args,
+          Workspace::kProduct, static_cast<size_t>(choice.splits * (what.glu ? 2 : 1) * tokens * args.tiles * kTileRows) * sizeof(float)));
+    const ProductX form = what.norm ? ProductX::kNormed : x.f32 ? ProductX::kF32 : ProductX::kBf16;
+    launch_product({.kind = g.kind, .glu = what.glu, .x = form, .tiles_n = problem.tiles_n, .splits = choice.splits}, args,
                    backend.stream_);
-    if (choice.splits > 1) launch_finish_product(args, count == 2, choice.splits, backend.stream_);
+    if (choice.splits > 1) launch_finish_product(args, what.glu, choice.splits, backend.stream_);
   }
 }
 
 bool CudaBackend::Products::many_rows(const Tensor& out, const Rows& x, const ProductWeight& w) {
   const WeightGeometry& g = w.geometry;
   const bool f32 = g.kind == WeightKind::kF32;
-  const cudaDataType_t type = f32 ? CUDA_R_32F : CUDA_R_16BF;
+  const cudaDataType_t type = f32 ? CUDA_R_32F : CUDA_R_16BF, out_type = out.dtype == Dtype::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
   // As column-major matrices: out (g.out, rows) = weight (k, g.out)^T x (k, rows).
   const int64_t m = g.out, n = out.rows(), k = g.padded_in();
   const int64_t lda = k, ldb = x.ld, ldd = std::max(out.stride[0], m);
@@ -137,9 +181,18 @@ bool CudaBackend::Products::many_rows(const Tensor& out, const Rows& x, const Pr
   DG_BLAS(cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
   DG_BLAS(cublasLtMatrixLayoutCreate(&a, type, static_cast<uint64_t>(k), static_cast<uint64_t>(m), lda));
   DG_BLAS(cublasLtMatrixLayoutCreate(&b, type, static_cast<uint64_t>(k), static_cast<uint64_t>(n), ldb));
-  DG_BLAS(cublasLtMatrixLayoutCreate(&d, CUDA_R_32F, static_cast<uint64_t>(m), static_cast<uint64_t>(n), ldd));
+  DG_BLAS(cublasLtMatrixLayoutCreate(&d, out_type, static_cast<uint64_t>(m), static_cast<uint64_t>(n), ldd));
 
-  const LtKey key{m, n, k, lda, ldb, ldd, static_cast<int>(align_a), static_cast<int>(align_b), static_cast<int>(align_d), f32};
+  const LtKey key{m,
+                  n,
+                  k,
+                  lda,
+                  ldb,
+                  ldd,
+                  static_cast<int>(align_a),
+                  static_cast<int>(align_b),
+                  static_cast<int>(align_d),
+                  static_cast<int>(type) * 256 + static_cast<int>(out_type)};
   auto known = algorithms.find(key);
   if (known == algorithms.end()) {
     cublasLtMatmulPreference_t preference = nullptr;
@@ -190,10 +243,11 @@ void CudaBackend::Products::f32_linear(const Tensor& out, const Tensor& x, const
                      out.stride[0], bias, in_place(w), backend.stream_);
 }
 
-void CudaBackend::Products::linear(const Linear& op) {
+void CudaBackend::Products::linear(const Linear& op, const Rows* shared) {
   const Weight& w = op.weight;
   CHECK(op.x.cols() == w.in && op.out.cols() == w.out && op.out.rows() == op.x.rows());
-  CHECK(dense_rows(op.x) && dense_rows(op.out));
+  const bool bf16_x = op.x.dtype == Dtype::kBf16;  // of linear_glu: inner_type()
+  CHECK((bf16_x || dense_rows(op.x)) && dense_rows(op.out));
   CHECK(!op.bias.valid() || op.bias.cols() == w.out);
   const int64_t tokens = op.x.rows();
   const float* bias = op.bias.valid() ? op.bias.f32() : nullptr;
@@ -204,41 +258,113 @@ void CudaBackend::Products::linear(const Linear& op) {
     return;
   }
 
-  const WeightKind kind = in_place(w) ? weight_kind(published(*w.format)) : WeightKind::kBf16;
+  const WeightKind kind = product_kind(w);
   const bool few = tokens <= few_rows_limit(kind);
   const bool decoded = !in_place(w) || (!few && has_blocks(kind));
   void* space = decoded ? backend.workspace(Workspace::kWeights, static_cast<size_t>(decoded_bytes(w))) : nullptr;
   const ProductWeight from = weight(w, space, !few);
-  // The same address arithmetic as in the kernel: whole chunks, 16-byte rows.
+  const FewRows alone{.parts = {{op.out, from, bias}}, .count = 1, .early = !decoded};
+  if (few && !w.columns && takes_f32(op.x, from.geometry)) return few_rows({op.x.data, op.x.stride[0], true}, tokens, alone);
   const int64_t padded = from.geometry.padded_in();
-  if (few && tokens <= 4 && !w.columns && padded == w.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
-    return few_rows(op.out, {op.x.data, op.x.stride[0], true}, &from, 1, bias, !decoded);
-  const Rows x = bf16_rows(op.x, w.columns, padded);
-  if (few || !many_rows(op.out, x, from)) return few_rows(op.out, x, &from, 1, bias, !decoded);
+  CHECK(!bf16_x || (!few && !w.columns && op.x.cols() == padded));
+  const Rows x = bf16_x                                         ? Rows{op.x.data, op.x.stride[0], false}
+                 : shared && !w.columns && shared->ld == padded ? *shared
+                                                                : bf16_rows(op.x, w.columns, padded);
+  if (few || !many_rows(op.out, x, from)) return few_rows(x, tokens, alone);
   if (bias) launch_add_bias(op.out.f32(), op.out.stride[0], bias, tokens, w.out, backend.stream_);
 }
 
+bool CudaBackend::Products::linear_joined(const Tensor& x, const LinearPart* parts, int count, const Tensor& norm, float eps, bool add) {
+  const WeightKind kind = product_kind(parts[0].weight);
+  if (x.rows() > few_rows_limit(kind)) return false;
+  FewRows what{.parts = {}, .count = 0, .add = add, .early = true, .norm = norm.valid() ? norm.f32() : nullptr, .eps = eps};
+  for (int i = 0; i < count; i++) {
+    const LinearPart& part = parts[i];
+    const Weight& w = part.weight;
+    CHECK(x.cols() == w.in && part.out.cols() == w.out && part.out.rows() == x.rows() && dense_rows(part.out));
+    if (published(*w.format) == Published::kF32 || w.columns || !in_place(w) || product_kind(w) != kind) return false;
+    if (w.out > 0) what.parts[what.count++] = {part.out, weight(w, nullptr), part.bias.valid() ? part.bias.f32() : nullptr};
+  }
+  CHECK(dense_rows(x));
+  if (x.rows() == 0 || what.count == 0) return true;
+  if (what.norm && !(takes_norm(x, what) && aligned(what.norm, 16))) return false;
+  const WeightGeometry& g = what.parts[0].weight.geometry;
+  few_rows(takes_f32(x, g) ? Rows{x.data, x.stride[0], true} : bf16_rows(x, nullptr, g.padded_in()), x.rows(), what);
+  return true;
+}
+
+void CudaBackend::Products::linear_several(const LinearSeveral& op) {
+  if (linear_joined(op.x, op.parts, op.count, {}, 0, false)) return;
+  // One conversion of x for all whose product reads it as bf16 rows of one width.
+  Rows shared{};
+  const int64_t padded = round_up(op.x.cols(), 32);
+  bool wanted = op.x.rows() > 0;
+  for (int i = 0; i < op.count; i++) {
+    const Weight& w = op.parts[i].weight;
+    wanted = wanted && published(*w.format) != Published::kF32 && !w.columns && !fp8_takes(w, op.x.rows()) &&
+             op.x.rows() > few_rows_limit(product_kind(w));
+  }
+  if (wanted) shared = bf16_rows(op.x, nullptr, padded);
+  for (int i = 0; i < op.count; i++) {
+    const LinearPart& part = op.parts[i];
+    linear({.out = part.out, .x = op.x, .weight = part.weight, .bias = part.bias}, wanted ? &shared : nullptr);
+  }
+}
+
+bool CudaBackend::Products::glu_joined(const Tensor& out, const Tensor& x, const Weight& gate, const Weight& up, const Tensor& norm,
+                                       float eps) {
+  const WeightKind kind = product_kind(up);
+  const bool f32 = published(*gate.format) == Published::kF32 || published(*up.format) == Published::kF32;
+  if (f32 || gate.columns || up.columns || product_kind(gate) != kind || x.rows() > few_rows_limit(kind)) return false;
+  const int64_t gate_bytes = in_place(gate) ? 0 : decoded_bytes(gate), up_bytes = in_place(up) ? 0 : decoded_bytes(up);
+  auto* space = gate_bytes + up_bytes > 0
+                    ? static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(gate_bytes + up_bytes)))
+                    : nullptr;
+  if (space && norm.valid()) return false;
+  const FewRows what{.parts = {{out, weight(gate, space)}, {{}, weight(up, space + gate_bytes)}},
+                     .count = 2,
+                     .glu = true,
+                     .early = !space,
+                     .norm = norm.valid() ? norm.f32() : nullptr,
+                     .eps = eps};
+  if (what.norm && !(takes_norm(x, what) && aligned(what.norm, 16))) return false;
+  const WeightGeometry& g = what.parts[0].weight.geometry;
+  few_rows(takes_f32(x, g) ? Rows{x.data, x.stride[0], true} : bf16_rows(x, nullptr, g.padded_in()), x.rows(), what);
+  return true;
+}
+
+void CudaBackend::Products::linear_glu_bf16(const LinearGlu& op) {
+  const int64_t tokens = op.x.rows(), inner = op.up.out, padded = round_up(op.x.cols(), 32);
+  Arena::Scope scope(*op.scratch);
+  const Tensor gate = op.scratch->alloc(Dtype::kBf16, {tokens, inner});
+  const Rows x = bf16_rows(op.x, nullptr, padded);
+  const auto rows_of = [&](const Weight& w) {
+    const bool decoded = !in_place(w) || has_blocks(product_kind(w));
+    return weight(w, decoded ? backend.workspace(Workspace::kWeights, static_cast<size_t>(decoded_bytes(w))) : nullptr, true);
+  };
+  if (!many_rows(gate, x, rows_of(op.gate)) || !many_rows(op.out, x, rows_of(op.up)))
+    return fail_device(backend.device_, "cuBLASLt has no product of bf16 for this shape");
+  launch_silu_mul_bf16(op.out.data, op.out.stride[0], gate.data, gate.stride[0], tokens, inner, backend.stream_);
+}
+
+Dtype CudaBackend::inner_type(int64_t rows, const Weight& gate, const Weight& up, const Weight& down) const {
+  if (exact_ || down.in % 32 != 0) return Dtype::kF32;
+  for (const Weight* w : {&gate, &up, &down}) {
+    const Published format = published(*w->format);
+    // FP8 with squares has products of its own.
+    if (format == Published::kF32 || format == Published::kFp8Block || w->columns) return Dtype::kF32;
+    if (rows <= few_rows_limit(Products::product_kind(*w))) return Dtype::kF32;
+  }
+  return Dtype::kBf16;
+}
+
 void CudaBackend::Products::linear_glu(const LinearGlu& op) {
+  if (op.out.dtype == Dtype::kBf16 && op.x.rows() > 0) return linear_glu_bf16(op);
   CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out));
   const int64_t tokens = op.x.rows();
-  if (tokens == 0 || op.up.out == 0 || fp8_linear_glu(op)) return;
-  const auto kind_of = [](const Weight& w) { return in_place(w) ? weight_kind(published(*w.format)) : WeightKind::kBf16; };
-  const bool f32 = published(*op.gate.format) == Published::kF32 || published(*op.up.format) == Published::kF32;
-  const WeightKind kind = kind_of(op.up);
-  if (!f32 && !op.gate.columns && !op.up.columns && kind_of(op.gate) == kind && tokens <= few_rows_limit(kind)) {
-    const int64_t gate_bytes = in_place(op.gate) ? 0 : decoded_bytes(op.gate), up_bytes = in_place(op.up) ? 0 : decoded_bytes(op.up);
-    auto* space = gate_bytes + up_bytes > 0
-                      ? static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(gate_bytes + up_bytes)))
-                      : nullptr;
-    const ProductWeight weights[2] = {weight(op.gate, space), weight(op.up, space + gate_bytes)};
-    const bool early = !space;
-    const int64_t padded = weights[0].geometry.padded_in();
-    if (tokens <= 4 && padded == op.up.in && op.x.stride[0] % 4 == 0 && aligned(op.x.data, 16))
-      return few_rows(op.out, {op.x.data, op.x.stride[0], true}, weights, 2, nullptr, early);
-    return few_rows(op.out, bf16_rows(op.x, nullptr, padded), weights, 2, nullptr, early);
-  }
+  if (tokens == 0 || op.up.out == 0 || fp8_linear_glu(op) || glu_joined(op.out, op.x, op.gate, op.up, {}, 0)) return;
   Arena::Scope scope(*op.scratch);
   Tensor gate = op.scratch->alloc({tokens, op.gate.out});
   linear({.out = gate, .x = op.x, .weight = op.gate});
@@ -260,7 +386,26 @@ void CudaBackend::prepare(const Weight& rows, int64_t first, int64_t out, std::b
 
 void CudaBackend::linear(const Linear& op) { Products::of(*this).linear(op); }
 
+void CudaBackend::linear_several(const LinearSeveral& op) { Products::of(*this).linear_several(op); }
+
+void CudaBackend::linear_add(const LinearAdd& op) {
+  const LinearPart part{op.out, op.weight, op.bias};
+  if (!Products::of(*this).linear_joined(op.x, &part, 1, {}, 0, true)) Backend::linear_add(op);
+}
+
+void CudaBackend::norm_linear(const NormLinear& op) {
+  if (!Products::of(*this).linear_joined(op.x, op.parts, op.count, op.norm, op.eps, false)) Backend::norm_linear(op);
+}
+
 void CudaBackend::linear_glu(const LinearGlu& op) { Products::of(*this).linear_glu(op); }
+
+void CudaBackend::norm_linear_glu(const NormLinearGlu& op) {
+  CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
+  CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out && op.norm.cols() == op.x.cols());
+  CHECK(dense_rows(op.x) && dense_rows(op.out));
+  if (op.x.rows() == 0 || op.up.out == 0) return;
+  if (!Products::of(*this).glu_joined(op.out, op.x, op.gate, op.up, op.norm, op.eps)) Backend::norm_linear_glu(op);
+}
 
 void CudaBackend::embed(const Embed& op) {
   CHECK(op.out.cols() == op.table.in && op.out.rows() == op.ids.rows() && dense_rows(op.out));

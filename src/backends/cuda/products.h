@@ -54,6 +54,7 @@ struct CudaBackend::Products {
   const ProductChoice& choice(const ProductProblem& problem);
   // Whether the kernels take `w` where it lies; else bytes of space that weight() decodes it to.
   static bool in_place(const Weight& w);
+  static WeightKind product_kind(const Weight& w);  // as which the kernels for few rows read it
   static int64_t decoded_bytes(const Weight& w);
   // `as_rows`: as rows of bf16 or f32.
   ProductWeight weight(const Weight& w, void* space, bool as_rows = false) const;
@@ -66,13 +67,39 @@ struct CudaBackend::Products {
   };
   Rows bf16_rows(const Tensor& x, const int32_t* columns, int64_t padded);
 
-  // out = x weights[0]^T + bias, or silu(x weights[0]^T) * (x weights[1]^T), by product_kernel, 64 rows at a time.
-  void few_rows(const Tensor& out, const Rows& x, const ProductWeight* weights, int count, const float* bias, bool early);
-  // By cuBLASLt; false when it has no way. Weight and x: both bf16 rows or both f32 rows, columns beyond `in` zeros.
+  // Products of one x with up to three weights of one kind and width, as one launch of product_kernel for 64 rows at a time; or
+  // out = silu(x weights[0]^T) * (x weights[1]^T). `early`: no weight was decoded for this op.
+  struct FewPart {
+    Tensor out;  // with glu that of the first
+    ProductWeight weight;
+    const float* bias = nullptr;
+  };
+  struct FewRows {
+    FewPart parts[3];
+    int count;
+    bool glu = false, add = false, early = false;
+    const float* norm = nullptr;  // x is normalised with this weight: takes_norm()
+    float eps = 0;
+  };
+  void few_rows(const Rows& x, int64_t tokens, const FewRows& what);
+  // Whether few_rows() takes so many rows of x as they are, in f32.
+  static bool takes_f32(const Tensor& x, const WeightGeometry& g);
+  // Whether products of these weights with such rows write to their result alone.
+  static bool need_no_workspace(const Tensor& x, std::span<const Weight* const> weights);
+  bool takes_norm(const Tensor& x, const FewRows& what);
+  ProductProblem problem_of(int64_t tokens, const FewRows& what) const;
+  // By cuBLASLt, to f32 or bf16; false when it has no way. Weight and x: both bf16 rows or both f32 rows, columns beyond `in` zeros.
   bool many_rows(const Tensor& out, const Rows& x, const ProductWeight& weight);
   void f32_linear(const Tensor& out, const Tensor& x, const Weight& weight, const float* bias);
-  void linear(const Linear& op);
+  // `shared`: x as bf16 rows, where they have been made.
+  void linear(const Linear& op, const Rows* shared = nullptr);
+  // False: not as one launch.
+  bool linear_joined(const Tensor& x, const LinearPart* parts, int count, const Tensor& norm, float eps, bool add);
+  void linear_several(const LinearSeveral& op);
   void linear_glu(const LinearGlu& op);
+  // The same to bf16 (inner_type), for many rows.
+  void linear_glu_bf16(const LinearGlu& op);
+  bool glu_joined(const Tensor& out, const Tensor& x, const Weight& gate, const Weight& up, const Tensor& norm, float eps);
 
   // Experts: moe.cpp.
   void moe_experts(const MoeExperts& op);
@@ -102,7 +129,7 @@ struct CudaBackend::Products {
     bool found;
     cublasLtMatmulAlgo_t algorithm;
   };
-  using LtKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, bool>;
+  using LtKey = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, int, int, int>;
   std::map<LtKey, Algorithm> algorithms, fp8_algorithms;
   std::map<ProductProblem, ProductChoice> choices;
   struct Table {

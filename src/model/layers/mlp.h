@@ -8,7 +8,8 @@ namespace dg {
 struct Mlp {
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, int64_t inner, WeightClass weight_class,
                bool bias = false);
-  Tensor forward(Ctx& c, Tensor x) const;
+  // With `sum`, a tensor of its size: adds to it and returns it.
+  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const;
 
   Weight gate, up, down;
   Tensor gate_bias, up_bias, down_bias;  // optional
@@ -24,7 +25,7 @@ struct MoeBlock {
     bool correction_bias = false;  // e_score_correction_bias
   };
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Routing routing);
-  Tensor forward(Ctx& c, Tensor x) const;
+  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const;
 
   ModelConfig::Moe config;
   Routing routing;
@@ -40,7 +41,7 @@ struct FeedForward {
   bool is_moe = false;
   Mlp mlp;
   MoeBlock moe;
-  Tensor forward(Ctx& c, Tensor x) const { return is_moe ? moe.forward(c, x) : mlp.forward(c, x); }
+  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const { return is_moe ? moe.forward(c, in, sum) : mlp.forward(c, in, sum); }
 };
 
 }  // namespace dg

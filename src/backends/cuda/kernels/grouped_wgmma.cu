@@ -224,7 +224,6 @@ __device__ __forceinline__ void multiply(const Fp8ProductArgs& a, uint8_t* memor
       const int square = min(kIsGlu ? tile.column : tile.column * 2 + m, (a.out + 127) / 128 - 1);
       scales[m] = reinterpret_cast<const float*>(weight_of(a, tile, kIsGlu, m) + a.aux_offset) + static_cast<int64_t>(square) * blocks;
     }
-    const int matrices = kIsGlu || tile.column * 256 + 128 < a.out ? 2 : 1;
     float acc[2][64];
 #pragma unroll
     for (int i = 0; i < 64; i++) acc[0][i] = acc[1][i] = 0;
@@ -240,25 +239,22 @@ __device__ __forceinline__ void multiply(const Fp8ProductArgs& a, uint8_t* memor
       const uint64_t x = hopper::rows_of_64(at + kWeightBytes + group * kFp8TileBytes);
 #pragma unroll
       for (int m = 0; m < 2; m++) {
+        // A second matrix beyond the weight is multiplied too, whatever stands there: nobody reads its results.
         float sum[64];
-        if (m < matrices) {
-          const uint64_t w = hopper::rows_of_64(at + m * 16384);
-          hopper::wgmma_begin();
+        const uint64_t w = hopper::rows_of_64(at + m * 16384);
+        hopper::wgmma_begin();
 #pragma unroll
-          for (int k = 0; k < 4; k++)  // 32 columns: half k / 2, bytes 32 (k % 2)
-            hopper::wgmma_e4m3(sum, x + (k / 2 * kHalfBytes + k % 2 * 32) / 16, w + (k / 2 * 8192 + k % 2 * 32) / 16, k > 0);
-          hopper::wgmma_commit();
-          hopper::wgmma_wait(sum);
-        }
+        for (int k = 0; k < 4; k++)  // 32 columns: half k / 2, bytes 32 (k % 2)
+          hopper::wgmma_e4m3(sum, x + (k / 2 * kHalfBytes + k % 2 * 32) / 16, w + (k / 2 * 8192 + k % 2 * 32) / 16, k > 0);
+        hopper::wgmma_commit();
+        hopper::wgmma_wait(sum);
         if (m == 1) {  // this warpgroup has read the stage
           __syncwarp();
           if (thread % 32 == 0) hopper::barrier_arrive(full + 8);
         }
-        if (m < matrices) {
-          const float low_scale = low * now[m], high_scale = high * now[m];
+        const float low_scale = low * now[m], high_scale = high * now[m];
 #pragma unroll
-          for (int i = 0; i < 64; i++) acc[m][i] = fmaf(sum[i], i % 4 < 2 ? low_scale : high_scale, acc[m][i]);
-        }
+        for (int i = 0; i < 64; i++) acc[m][i] = fmaf(sum[i], i % 4 < 2 ? low_scale : high_scale, acc[m][i]);
       }
       stage = stage + 1 == kStages ? 0 : stage + 1;
       if (stage == 0) parity ^= 1;
@@ -296,7 +292,9 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_product_kernel(const Fp8Produ
     hopper::barrier_init_done();
   }
   __syncthreads();
-  const int group = threadIdx.x / 128;
+  // From lane 0: the compiler then knows that whole warps go one way. Where it does not, it waits for every single product of the matrix unit
+  // (ptxas says so: C7520).
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
   if (group == 2) {
     hopper::fewer_registers<40>();
     if (threadIdx.x / 32 == 8) fetch(a, kOutput == Fp8Output::kGlu || kOutput == Fp8Output::kGluRows, shared, threadIdx.x % 32);

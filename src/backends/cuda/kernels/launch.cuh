@@ -5,6 +5,7 @@
 // wrote or writes anything at all; before that it may only touch registers, shared memory and weights (which no kernel writes; not those
 // decoded into a workspace). Everything issued earlier is then complete and visible. A kernel that calls start_next() lets the next
 // one's blocks start as its own leave room; without the call that happens when its blocks end. Kernels launched with <<<>>> wait for all.
+// So does the next one after launch_next_plainly(): the first behind a fork or a join of streams.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -23,6 +24,9 @@ __device__ __forceinline__ void start_next() {
 #endif
 }
 
+inline thread_local bool next_launch_is_plain = false;
+inline void launch_next_plainly() { next_launch_is_plain = true; }
+
 template <class... Parameters, class... Arguments>
 void launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                       const Arguments&... arguments) {
@@ -31,7 +35,8 @@ void launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, size
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes, config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = 1;
+  config.attrs = &attribute, config.numAttrs = next_launch_is_plain ? 0 : 1;
+  next_launch_is_plain = false;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "a kernel launch");
 }
 

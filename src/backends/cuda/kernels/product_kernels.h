@@ -12,27 +12,36 @@ constexpr int kProductWarps = 8;        // of a CTA
 constexpr int kProductMostTokens = 64;  // of one product_kernel
 constexpr size_t kProductSharedBytes = 48 << 10;
 
-// out = x W^T for up to 64 rows of x (product_tile.cuh). A CTA's 8 warps are row_tiles tiles of 16 rows times 8 / row_tiles parts of the
-// columns; `splits` CTAs share a tile.
-struct ProductArgs {
-  const uint8_t* data[2];  // the weight, or gate and up
-  const uint8_t* aux[2];
-  int64_t tile_bytes;
-  int32_t out, chunks, tiles;
-  const void* x;  // (tokens, ldx): bf16, zeros behind the last column to a whole chunk; or f32 with f32_x, whole chunks, 16-byte rows
-  uint32_t ldx;
-  int32_t tokens;
+// out = x W^T for up to 64 rows of x (product_tile.cuh) and up to three weights W of one width, whose tiles stand in one row. A CTA's 8
+// warps are row_tiles tiles of 16 rows times 8 / row_tiles parts of the columns; `splits` CTAs share a tile.
+struct ProductSegment {
+  const uint8_t* data;
+  const uint8_t* aux;
   float* to;
   int64_t ld_to;
-  const float* bias;  // or null
+  const float* bias;   // or null
+  int32_t out, first;  // rows; tiles before it
+};
+struct ProductArgs {
+  ProductSegment segments[3];  // with glu gate and up, both from tile 0, and `to` of gate
+  int32_t segment_count;
+  int64_t tile_bytes;
+  int32_t chunks, tiles;
+  const void* x;  // (tokens, ldx): bf16, zeros behind the last column to a whole chunk; or f32, whole chunks, 16-byte rows
+  uint32_t ldx;
+  int32_t tokens;
+  const float* norm;  // ProductX::kNormed: x is rms_norm of x with this weight (columns)
+  float eps;
+  bool add;           // to += instead of =
   float* partial;     // (splits, weights, tokens, tiles * 16) when splits > 1
   int32_t row_tiles;  // 1, 2, 4, 8
   bool early;         // the weights are there before the kernels issued earlier are done (launch.cuh)
 };
+enum class ProductX { kBf16, kF32, kNormed };  // the latter two with tiles_n == 1 only, kNormed with one split
 struct ProductShape {
   WeightKind kind;
-  bool glu;     // to = silu(gate x) * up x
-  bool f32_x;   // tiles_n == 1 only
+  bool glu;  // to = silu(gate x) * up x
+  ProductX x;
   int tiles_n;  // tiles of 8 tokens: 1, 2, 4, 8
   int splits;
 };
@@ -78,11 +87,13 @@ void launch_grouped_kind(const GroupedShape& shape, const GroupedArgs& args, cud
 // to (rows, ld): columns [0, in) of x, column k from x[columns[k]] where `columns` is not null, then zeros.
 void launch_to_bf16(const float* x, int64_t ldx, int64_t rows, int64_t in, const int32_t* columns, void* to, int64_t ld,
                     cudaStream_t stream);
-// to[t] = sum over splits of partial (+ bias), or silu(gate) * up of such sums: the second pass of ProductArgs with splits > 1.
+// The second pass of ProductArgs with splits > 1: sums over splits of partial, then as in one pass.
 void launch_finish_product(const ProductArgs& args, bool glu, int splits, cudaStream_t stream);
 // out[t][i] = silu(gate[t][i]) * up[t][i]; `out` may be `up`.
 void launch_silu_mul(float* out, int64_t ld_out, const float* gate, int64_t ld_gate, const float* up, int64_t ld_up, int64_t rows,
                      int64_t columns, cudaStream_t stream);
+// up = silu(gate) * up in bf16; columns and rows' distances are multiples of 8, addresses of 16 bytes.
+void launch_silu_mul_bf16(void* up, int64_t ld_up, const void* gate, int64_t ld_gate, int64_t rows, int64_t columns, cudaStream_t stream);
 void launch_add_bias(float* out, int64_t ld, const float* bias, int64_t rows, int64_t columns, cudaStream_t stream);
 // to (rows, in) = x (rows, columns[k]), f32.
 void launch_gather_columns(const float* x, int64_t ldx, int64_t rows, int64_t in, const int32_t* columns, float* to, cudaStream_t stream);

@@ -218,10 +218,10 @@ __device__ __forceinline__ void multiply_chunk(const Chunk<kKind> (&now)[kWeight
 // `ring`: the warp's kRingStages stages; every lane reads only what it copied itself, so there is nothing to synchronise.
 // acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
 // x that lane 4 g + t holds in tile n. `early`: the kernel before this one is waited for (launch.cuh) when the ring is filled.
-template <WeightKind kKind, int kN, int kWeights, bool kF32X>
-__device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
-                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane,
-                                           bool early) {
+// load(n, column, b): this lane's 8 columns of 32 from `column`, of its row of x in tile n.
+template <WeightKind kKind, int kN, int kWeights, class Load>
+__device__ __forceinline__ void accumulate_of(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, float (&acc)[kWeights][kN][4],
+                                              uint8_t* ring, int lane, bool early, const Load& load) {
   // Chunks in flight; what registers allow: 2 x 16 bytes of codes and 2 kStageWords words of scales per chunk and weight.
   constexpr int kStages = kRingStages<kKind, kWeights>, kPart = RingPart<kKind>::kBytes, kStage = kWeights * kPart;
   static_assert(kStages >= 3);
@@ -249,9 +249,17 @@ __device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeigh
 #pragma unroll
     for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
     stage = stage + 1 == kStages ? 0 : stage + 1;
-    multiply_chunk<kKind, kN>(
-        now, acc, [&](int n, int group, uint32_t(&b)[4]) { load_x<kF32X>(x, x_offset[n] + chunk * chunk_columns(kKind) + group * 32, b); });
+    multiply_chunk<kKind, kN>(now, acc,
+                              [&](int n, int group, uint32_t(&b)[4]) { load(n, chunk * chunk_columns(kKind) + group * 32, b); });
   }
+}
+
+template <WeightKind kKind, int kN, int kWeights, bool kF32X>
+__device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
+                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane,
+                                           bool early) {
+  accumulate_of<kKind, kN>(tiles, begin, end, acc, ring, lane, early,
+                           [&](int n, int column, uint32_t(&b)[4]) { load_x<kF32X>(x, x_offset[n] + column, b); });
 }
 
 // Factors of whole rows.
