@@ -16,15 +16,29 @@ namespace {
 // Of a half of the buffer: the largest message in one shot, 146 rows of 7168.
 constexpr int64_t kHalfElements = int64_t{1} << 20;
 
-// One shot moves (n - 1) x bytes, two shot 2 (n - 1) / n but meets twice, about 3 us: with two ranks one shot always moves no more.
-// Not measured yet (tools/gpu-test run collectives).
-int64_t one_shot_elements(int ranks) { return ranks <= 2 ? kHalfElements : ranks <= 4 ? kHalfElements / 8 : kHalfElements / 16; }
+// Of a slot: the largest message that is pushed, 146 rows of 7168 for two ranks. All slots of a rank: 16 MiB.
+int64_t slot_elements(int ranks) { return (int64_t{1} << 21) / (ranks <= 2 ? 2 : ranks <= 4 ? 4 : 8); }
+
+// Elements up to which all_reduce pushes; two shot takes the rest. Two H200, measured before push was there: one shot, which moves the
+// same bytes as push and meets once more, and two shot take the same time from 256 rows of 7168 on (28 us), and below that one shot is
+// faster (1 row 4.3 and 6.7 us, 64 rows 10.6 and 11.5). Four and eight ranks are computed, not measured: where the bytes that push sends
+// beyond two shot's take the 4.5 us that it saves, at 450 GB/s.
+int64_t push_elements(int ranks) { return ranks <= 2 ? slot_elements(ranks) : ranks <= 4 ? int64_t{1} << 18 : 3 * (int64_t{1} << 15); }
+
+// The same of add_rms_norm, which also saves a kernel and its way through the rows. Not measured.
+int64_t norm_elements(int ranks) { return ranks <= 4 ? slot_elements(ranks) : int64_t{1} << 17; }
 
 // From how many elements NCCL would be taken. It moves as many bytes as two shot and starts later; nothing was measured that favours it.
 constexpr int64_t kNcclElements = INT64_MAX;
 
 const char* collective_name(Collective what) {
-  return what == Collective::kOneShot ? "all_reduce (one shot)" : what == Collective::kTwoShot ? "all_reduce (two shot)" : "add_rms_norm";
+  switch (what) {
+    case Collective::kOneShot: return "all_reduce (one shot)";
+    case Collective::kTwoShot: return "all_reduce (two shot)";
+    case Collective::kPush: return "all_reduce (push)";
+    case Collective::kNorm: return "add_rms_norm";
+  }
+  return "a collective";
 }
 
 Error memory_error(const char* what, size_t bytes, cudaError_t status) {
@@ -50,7 +64,7 @@ Collectives::Collectives(RankGroup& group, int rank, int device, bool clusters) 
 
 Collectives::~Collectives() {
   nccl_.reset();
-  for (void* memory : {buffer_, static_cast<void*>(flags_)})
+  for (void* memory : {buffer_, slots_, static_cast<void*>(flags_)})
     if (memory) peers_ ? cudaFree(memory) : cudaFreeHost(memory);
   if (args_.state) cudaFree(args_.state);
   if (args_.report) cudaFreeHost(args_.report);
@@ -87,6 +101,9 @@ Result<void> Collectives::connect() {
   if (ranks > kMostRanks) return input_error(fmt::format("{} GPUs: at most {} compute one model together", ranks, kMostRanks));
   DG_TRY(agree_on_peers());
   const size_t bytes = 2 * kHalfElements * sizeof(float);
+  args_.half_elements = kHalfElements;
+  args_.slot_elements = peers_ ? slot_elements(ranks) : 0;
+  const size_t slot_bytes = 2 * static_cast<size_t>(ranks * args_.slot_elements) * sizeof(float);
   auto shared = [&](void** at, size_t n, const char* what) -> Result<void> {
     const cudaError_t status = peers_ ? cudaMalloc(at, n) : cudaHostAlloc(at, n, cudaHostAllocMapped | cudaHostAllocPortable);
     if (status != cudaSuccess) return memory_error(what, n, status);
@@ -94,6 +111,7 @@ Result<void> Collectives::connect() {
   };
   DG_TRY(shared(&buffer_, bytes, "the buffer of collectives"));
   DG_TRY(shared(reinterpret_cast<void**>(&flags_), sizeof(SharedFlags), "the flags of collectives"));
+  if (slot_bytes > 0) DG_TRY(shared(&slots_, slot_bytes, "the slots of collectives"));
   if (const auto status = cudaMalloc(&args_.state, sizeof(CollectiveState)); status != cudaSuccess)
     return memory_error("the state of collectives", sizeof(CollectiveState), status);
   if (const auto status = cudaHostAlloc(&args_.report, sizeof(CollectiveReport), cudaHostAllocMapped | cudaHostAllocPortable);
@@ -103,27 +121,33 @@ Result<void> Collectives::connect() {
   DG_CUDA(cudaMemset(flags_, 0, sizeof(SharedFlags)));
   DG_CUDA(cudaMemset(args_.state, 0, sizeof(CollectiveState)));
   DG_CUDA(cudaMemset(buffer_, 0, bytes));
+  static_assert(kEmpty == 0xffffffffu);
+  if (slots_) DG_CUDA(cudaMemset(slots_, 0xff, slot_bytes));
   DG_CUDA(cudaDeviceSynchronize());
 
   struct Places {
-    void* buffer;
+    void *buffer, *slots;
     SharedFlags* flags;
-  } mine{buffer_, flags_};
+  } mine{buffer_, slots_, flags_};
   DG_ASSIGN(const std::vector<void*> places, group_.exchange(args_.rank, &mine));
   for (int r = 0; r < ranks; r++) {
     const auto& theirs = *static_cast<const Places*>(places[static_cast<size_t>(r)]);
     args_.buffer[r] = static_cast<float*>(theirs.buffer);
+    args_.slots[r] = static_cast<float*>(theirs.slots);
     args_.flags[r] = theirs.flags;
   }
   DG_TRY(group_.exchange(args_.rank, nullptr));  // `mine` is read
-  args_.half_elements = kHalfElements;
   args_.limit_ns = std::chrono::nanoseconds(group_.timeout()).count();
 
-  // DOUGONG_CUDA_COLLECTIVE=one|two|nccl: one algorithm wherever it can be used, for measurements.
+  // DOUGONG_CUDA_COLLECTIVE=ll|one|two|nccl (ll: push): one algorithm wherever it can be used, for measurements. add_rms_norm is one
+  // kernel only with push.
   const char* text = std::getenv("DOUGONG_CUDA_COLLECTIVE");
   const std::string_view only = text ? text : "";
-  one_shot_elements_ = !peers_ || only == "one" ? kHalfElements : only == "two" || only == "nccl" ? 0 : one_shot_elements(ranks);
-  nccl_elements_ = only == "nccl" ? 0 : only.empty() ? kNcclElements : INT64_MAX;
+  const bool forced = only == "ll" || only == "one" || only == "two" || only == "nccl";
+  push_elements_ = only == "ll" ? args_.slot_elements : forced || !peers_ ? 0 : push_elements(ranks);
+  norm_elements_ = only == "ll" ? args_.slot_elements : forced || !peers_ ? 0 : norm_elements(ranks);
+  one_shot_elements_ = !peers_ || only == "one" ? kHalfElements : 0;
+  nccl_elements_ = only == "nccl" ? 0 : forced ? INT64_MAX : kNcclElements;
   if (nccl_elements_ < INT64_MAX) {
     Result<std::unique_ptr<Nccl>> nccl = Nccl::create(group_, args_.rank);
     if (nccl.ok()) nccl_ = *std::move(nccl);
@@ -135,6 +159,8 @@ Result<void> Collectives::connect() {
 void Collectives::all_reduce(float* x, int64_t elements, cudaStream_t stream) {
   if (nccl_ && elements >= nccl_elements_) {
     if (!nccl_->all_reduce(x, elements, stream)) check(cudaErrorUnknown, "ncclAllReduce");
+  } else if (elements <= push_elements_) {
+    launch_reduce_push(args_, {.x = x, .elements = elements}, stream);
   } else if (peers_ && elements > one_shot_elements_) {
     launch_reduce_two_shot(args_, {.x = x, .elements = elements}, stream);
   } else {
@@ -144,8 +170,7 @@ void Collectives::all_reduce(float* x, int64_t elements, cudaStream_t stream) {
 }
 
 bool Collectives::add_rms_norm(ReduceNormArgs args, cudaStream_t stream) {
-  args.parts = reduce_norm_parts(args.groups, args_.ranks, clusters_);
-  if (args.parts == 0 || args.rows * args.groups * 4 > one_shot_elements_) return false;
+  if (args.rows * args.groups * 4 > norm_elements_ || !divide_reduce_norm(args, args_.ranks, clusters_)) return false;
   launch_reduce_norm(args_, args, stream);
   return true;
 }

@@ -44,10 +44,11 @@ class Collectives {
   const bool clusters_;
   bool peers_ = true;
   void* buffer_ = nullptr;
+  void* slots_ = nullptr;  // only with peer access
   SharedFlags* flags_ = nullptr;
   CollectiveArgs args_{};
-  std::vector<int> devices_;  // by rank
-  int64_t one_shot_elements_ = 0, nccl_elements_ = 0;
+  std::vector<int> devices_;                                                                   // by rank
+  int64_t push_elements_ = 0, norm_elements_ = 0, one_shot_elements_ = 0, nccl_elements_ = 0;  // up to which; NCCL: from which
   std::unique_ptr<Nccl> nccl_;
 };
 

@@ -103,7 +103,11 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& pr
 
 CudaBackend::~CudaBackend() {
   synchronise();
-  if (any_device_failed()) {  // what would wait for the device stays: the process is about to end
+  if (!any_device_failed()) {
+    use_device(device_);
+    forget_replays();  // before collectives: the end of NCCL waits until no graph holds its kernels
+  }
+  if (any_device_failed()) {  // what would wait for the device stays, graphs and NCCL too: the process is about to end
     if (!reported_ && device_failed(device_)) std::fprintf(stderr, "dougong: %s\n", status().error().message.c_str());
     new auto(std::move(products_));
     new auto(std::move(latent_weights_));
@@ -111,8 +115,6 @@ CudaBackend::~CudaBackend() {
     staging_.release();
     return;
   }
-  use_device(device_);
-  forget_replays();  // before the collectives: NCCL waits until the graphs with its kernels are gone
   collectives_.reset();
   products_.reset();
   staging_.reset();
@@ -259,7 +261,7 @@ void CudaBackend::replay(uint64_t key, const std::function<void()>& issue) {
 void CudaBackend::forget_replays() {
   synchronise();
   for (auto& [key, graph] : graphs_) {
-    if (graph.exec) DG_CUDA(cudaGraphExecDestroy(graph.exec));
+    if (graph.exec && !device_failed(device_)) DG_CUDA(cudaGraphExecDestroy(graph.exec));
     graph = {};  // stays: the graph that is being made may be one of them
   }
 }

@@ -14,7 +14,7 @@ bool CudaBackend::reduce_norm(const AddRmsNorm& op) {
   // What decides must be the same on all ranks: shapes, never addresses.
   for (const Tensor* t : {&op.out, &op.residual, &op.delta}) {
     CHECK(t->dtype == Dtype::kF32 && t->rank == 2 && t->rows() == rows && t->cols() == dim && (dim <= 1 || t->stride[1] == 1));
-    if (rows == 0 || dim == 0 || dim % 4 != 0 || t->stride[0] % 4 != 0) return false;
+    if (rows == 0 || dim == 0 || dim > INT32_MAX || dim % 4 != 0 || t->stride[0] % 4 != 0) return false;
     CHECK(reinterpret_cast<uintptr_t>(t->data) % 16 == 0) << "rows of " << dim << " numbers at an odd address";
   }
   CHECK(op.weight.dtype == Dtype::kF32 && op.weight.elements() >= dim && op.weight.stride[0] == 1 &&
@@ -27,7 +27,7 @@ bool CudaBackend::reduce_norm(const AddRmsNorm& op) {
                                      .residual_stride = op.residual.stride[0],
                                      .delta_stride = op.delta.stride[0],
                                      .rows = rows,
-                                     .groups = dim / 4,
+                                     .groups = static_cast<int>(dim / 4),
                                      .eps = op.eps},
                                     stream_);
 }

@@ -1,25 +1,31 @@
-// The GPU's side of collective.h. Bytes over NVLink for x of S bytes and n ranks, in each direction: one shot (n - 1) S, two shot
-// 2 (n - 1) / n S; small messages are bound by latency: a kernel, a flag on its way (about 1 us) and a read (about 1 us).
+// The GPU's side of collective.h. Bytes over NVLink for x of S bytes and n ranks, in each direction: push and one shot (n - 1) S, two
+// shot 2 (n - 1) / n S. Small messages are bound by latency. Push: load x, a store on its way (about 1 us), a poll of the own memory;
+// one shot: a copy, a fence, a flag on its way, a read of the other's memory there and back.
 // What other GPUs write is read with ld.relaxed.sys, which passes L1; flags with acquire and release of system scope.
 #include <cooperative_groups.h>
 
 #include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "backends/cuda/kernels/all_reduce.h"
 #include "backends/cuda/kernels/launch.cuh"
+#include "backends/cuda/kernels/row_norm.cuh"
 
 namespace dg::cuda {
 namespace {
 
-constexpr int kThreads = 512, kKept = 4, kMostParts = 4;
+constexpr int kThreads = 512, kFewThreads = 128;  // kFewThreads: messages of fewer elements than a full grid has, over more blocks
+constexpr int kMostParts = 8;                     // the portable size of a cluster
 
 struct Gpu {
-  float (*sums)[kMostParts + kThreads / 32] = nullptr;  // shared memory, only of row_sum: [row % 2][part, warp]
-  int parts = 1;
+  // Only of row_sum.
+  float (*sums)[32] = nullptr;  // shared memory, [row % 2][warp of the row]
+  int parts = 1, row_warps = 1;
   int rows_done = 0;
 
   DG_COLLECTIVE int thread() const { return static_cast<int>(threadIdx.x); }
-  DG_COLLECTIVE int threads() const { return kThreads; }
+  DG_COLLECTIVE int threads() const { return static_cast<int>(blockDim.x); }
   DG_COLLECTIVE int block() const { return static_cast<int>(blockIdx.x); }
   DG_COLLECTIVE int blocks() const { return static_cast<int>(gridDim.x); }
   DG_COLLECTIVE void sync() const { __syncthreads(); }
@@ -55,19 +61,15 @@ struct Gpu {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
   }
   DG_COLLECTIVE static uint32_t swap(uint32_t* p, uint32_t v) { return atomicExch(p, v); }
-  DG_COLLECTIVE static bool last(uint32_t* p, uint32_t count) {
-    __threadfence();
-    const bool is_last = atomicAdd(p, 1u) == count - 1;
-    __threadfence();
-    return is_last;
-  }
   DG_COLLECTIVE static void pause() {}
   DG_COLLECTIVE static int64_t now_ns() {
     int64_t v;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(v));
     return v;
   }
-  DG_COLLECTIVE static float root(float v) { return sqrtf(v); }
+  // wait_for_previous() lets a kernel go on when all earlier ones of its GPU have ended and what they wrote is performed, so a number
+  // of this kernel says so without a fence.
+  DG_COLLECTIVE static void heard(int) {}
 
   DG_COLLECTIVE static float one(const float* p) {
     float v;
@@ -100,31 +102,55 @@ struct Gpu {
     }
   }
 
-  // Over the threads of all blocks of a row, in a fixed order. The two halves of `sums` take turns, so one barrier a row is enough
-  // between blocks.
+  // This GPU's own memory, which no other touches during the collective.
+  template <bool kVector>
+  DG_COLLECTIVE static Four own(const float* p, int64_t left) {
+    const float4 v = load4<kVector>(p, left);
+    return {v.x, v.y, v.z, v.w};
+  }
+
+  // Slots. Each of the four numbers is an access of its own as far as the protocol goes.
+  DG_COLLECTIVE static void push(float* p, Four v) {
+    asm volatile("st.relaxed.sys.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+  }
+  DG_COLLECTIVE static Four poll(const float* p) { return load<true>(p, 4); }
+  DG_COLLECTIVE static bool empty(float v) { return __float_as_uint(v) == kEmpty; }
+  DG_COLLECTIVE static float sent(float v) { return empty(v) ? __uint_as_float(kSentInstead) : v; }
+  DG_COLLECTIVE static Four nothing() {
+    const float v = __uint_as_float(kEmpty);
+    return {v, v, v, v};
+  }
+
+  // As rms_norm_kernel (rows.cu): a row has the same bits, however many GPUs and blocks made it.
+  DG_COLLECTIVE static float add_squares(float sum, Four v) { return dg::cuda::add_squares(sum, {v.x, v.y, v.z, v.w}); }
+  DG_COLLECTIVE static float inverse_root(float squares, int dim, float eps) { return dg::cuda::inverse_root(squares, dim, eps); }
+
+  // Over the threads of all blocks of a row: the sums of all warps go to every block, in one barrier. The two halves of `sums` take
+  // turns: who writes a half again knows by the barrier between that the others had read it.
   DG_COLLECTIVE float row_sum(float v) {
     float* const at = sums[rows_done++ % 2];
-    float* const warps = at + kMostParts;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = 0;
-#pragma unroll
-    for (int w = 0; w < kThreads / 32; w++) v += warps[w];
+    const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+    v = warp_sum(v);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     if (parts > 1) {
       auto cluster = cooperative_groups::this_cluster();
-      const auto part = static_cast<int>(cluster.block_rank());
-      if (static_cast<int>(threadIdx.x) < parts) cluster.map_shared_rank(at, threadIdx.x)[part] = v;
+      const int of_row = static_cast<int>(cluster.block_rank()) * (threads() / 32) + warp;
+      if (lane < parts && of_row < row_warps) *cluster.map_shared_rank(at + of_row, lane) = v;
       cluster.sync();
-      v = 0;
-      for (int p = 0; p < parts; p++) v += at[p];
+      return warp_sum(lane < row_warps ? at[lane] : 0.0f);
     }
 #endif
-    return v;
+    if (lane == 0) at[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < row_warps ? at[lane] : 0.0f);
   }
 };
+
+template <int kRanks, bool kVector>
+__global__ void __launch_bounds__(kThreads) push_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceArgs a) {
+  Gpu gpu;
+  reduce_push<Gpu, kRanks, kVector>(gpu, c, a);
+}
 
 template <int kRanks, bool kVector>
 __global__ void __launch_bounds__(kThreads)
@@ -140,22 +166,23 @@ __global__ void __launch_bounds__(kThreads)
   reduce_two_shot<Gpu, kRanks, 8 / kRanks>(gpu, c, a);
 }
 
-template <int kRanks>
+template <int kRanks, int kKept>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ CollectiveArgs c, const __grid_constant__ ReduceNormArgs a) {
-  __shared__ float sums[2][kMostParts + kThreads / 32];
-  Gpu gpu{.sums = sums, .parts = a.parts};
+  __shared__ float sums[2][32];
+  Gpu gpu{.sums = sums, .parts = a.parts, .row_warps = a.across / 32};
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (a.parts > 1) cooperative_groups::this_cluster().sync();  // all blocks of the row run: their shared memory may be written
 #endif
   reduce_norm<Gpu, kRanks, kKept>(gpu, c, a);
 }
 
-template <bool kVector>
-void one_shot(const CollectiveArgs& c, const ReduceArgs& a, dim3 grid, cudaStream_t stream) {
-  if (c.ranks <= 2) launch_dependent(one_shot_kernel<2, kVector>, grid, kThreads, 0, stream, c, a);
-  else if (c.ranks <= 4) launch_dependent(one_shot_kernel<4, kVector>, grid, kThreads, 0, stream, c, a);
-  else launch_dependent(one_shot_kernel<8, kVector>, grid, kThreads, 0, stream, c, a);
+// call(std::integral_constant<int, N>), with N the smallest of 2, 4 and 8 that does.
+template <class F>
+void for_ranks(int ranks, F call) {
+  if (ranks <= 2) call(std::integral_constant<int, 2>());
+  else if (ranks <= 4) call(std::integral_constant<int, 4>());
+  else call(std::integral_constant<int, 8>());
 }
 
 template <int kRanks>
@@ -168,9 +195,13 @@ void norm(const CollectiveArgs& c, const ReduceNormArgs& a, cudaStream_t stream)
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {parts, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(rows * parts), config.blockDim = dim3(kThreads), config.stream = stream;
-  config.attrs = attributes, config.numAttrs = parts > 1 ? 2 : 1;
-  check(cudaLaunchKernelEx(&config, norm_kernel<kRanks>, c, a), "all_reduce with norm");
+  config.gridDim = dim3(rows * parts), config.stream = stream;
+  config.blockDim = dim3(static_cast<unsigned>((a.across / 32 + a.parts - 1) / a.parts * 32));
+  const bool plain = std::exchange(next_launch_is_plain, false);
+  config.attrs = plain ? attributes + 1 : attributes, config.numAttrs = (parts > 1 ? 2 : 1) - plain;
+  const int kept = (a.groups + a.across - 1) / a.across;
+  const auto kernel = kept <= 1 ? norm_kernel<kRanks, 1> : kept <= 2 ? norm_kernel<kRanks, 2> : norm_kernel<kRanks, 4>;
+  check(cudaLaunchKernelEx(&config, kernel, c, a), "all_reduce with norm");
 }
 
 dim3 grid_of(int64_t elements) {
@@ -180,29 +211,42 @@ dim3 grid_of(int64_t elements) {
 
 }  // namespace
 
+void launch_reduce_push(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream) {
+  const int64_t groups = (a.elements + 3) / 4;
+  const int64_t each = (groups + kMostCollectiveBlocks - 1) / kMostCollectiveBlocks;  // threads of a full grid
+  const int64_t threads = std::clamp<int64_t>((each + kFewThreads - 1) / kFewThreads * kFewThreads, kFewThreads, kThreads);
+  const auto grid = static_cast<unsigned>(std::clamp<int64_t>((groups + threads - 1) / threads, 1, kMostCollectiveBlocks));
+  const bool vector = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.elements % 4 == 0;
+  for_ranks(c.ranks, [&](auto n) {
+    launch_dependent(vector ? push_kernel<n, true> : push_kernel<n, false>, grid, static_cast<unsigned>(threads), 0, stream, c, a);
+  });
+}
+
 void launch_reduce_one_shot(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream) {
-  const dim3 grid = grid_of(a.elements);
-  if (reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.elements % 4 == 0) one_shot<true>(c, a, grid, stream);
-  else one_shot<false>(c, a, grid, stream);
+  const bool vector = reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && a.elements % 4 == 0;
+  for_ranks(c.ranks, [&](auto n) {
+    launch_dependent(vector ? one_shot_kernel<n, true> : one_shot_kernel<n, false>, grid_of(a.elements), kThreads, 0, stream, c, a);
+  });
 }
 
 void launch_reduce_two_shot(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream) {
   const dim3 grid = grid_of((a.elements + c.ranks - 1) / c.ranks);
-  if (c.ranks <= 2) launch_dependent(two_shot_kernel<2>, grid, kThreads, 0, stream, c, a);
-  else if (c.ranks <= 4) launch_dependent(two_shot_kernel<4>, grid, kThreads, 0, stream, c, a);
-  else launch_dependent(two_shot_kernel<8>, grid, kThreads, 0, stream, c, a);
+  for_ranks(c.ranks, [&](auto n) { launch_dependent(two_shot_kernel<n>, grid, kThreads, 0, stream, c, a); });
 }
 
-int reduce_norm_parts(int64_t groups, int ranks, bool clusters) {
-  // With many ranks one multiprocessor would wait for (ranks - 1) rows through its own port.
-  const int parts = clusters && (ranks > 2 || groups > kThreads * kKept) ? kMostParts : 1;
-  return groups <= static_cast<int64_t>(parts) * kThreads * kKept ? parts : 0;
+bool divide_reduce_norm(ReduceNormArgs& a, int ranks, bool clusters) {
+  a.across = norm_threads(int64_t{4} * a.groups);
+  // A long row takes as many blocks as have its threads. Where there are few rows, a row is spread further, over several
+  // multiprocessors, and over more of them where more ranks send to it: a single one would be long at moving its bytes.
+  const int least = (a.across + kThreads - 1) / kThreads, most = ranks > 2 ? kMostParts : 4;
+  a.parts = 1;
+  while (clusters && (a.parts < least || (a.parts < most && a.parts * 32 < a.across && a.rows * a.parts * 2 <= kMostCollectiveBlocks)))
+    a.parts *= 2;
+  return a.parts >= least && a.groups <= 4 * a.across;
 }
 
 void launch_reduce_norm(const CollectiveArgs& c, const ReduceNormArgs& a, cudaStream_t stream) {
-  if (c.ranks <= 2) norm<2>(c, a, stream);
-  else if (c.ranks <= 4) norm<4>(c, a, stream);
-  else norm<8>(c, a, stream);
+  for_ranks(c.ranks, [&](auto n) { norm<n>(c, a, stream); });
 }
 
 }  // namespace dg::cuda

@@ -6,12 +6,14 @@
 
 namespace dg::cuda {
 
+// elements <= slot_elements.
+void launch_reduce_push(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream);
 // elements <= half_elements.
 void launch_reduce_one_shot(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream);
 void launch_reduce_two_shot(const CollectiveArgs& c, const ReduceArgs& a, cudaStream_t stream);
-// Whether rows of that many groups of four fit into the registers of a block, or of several (`clusters`: compute capability 9.0).
-int reduce_norm_parts(int64_t groups, int ranks, bool clusters);  // ReduceNormArgs::parts; 0: they do not
-// rows * groups * 4 <= half_elements.
+// Sets `parts` and `across`. False: rows too long for the registers of a block, or of several (`clusters`: compute capability 9.0).
+bool divide_reduce_norm(ReduceNormArgs& a, int ranks, bool clusters);
+// rows * groups * 4 <= slot_elements.
 void launch_reduce_norm(const CollectiveArgs& c, const ReduceNormArgs& a, cudaStream_t stream);
 
 }  // namespace dg::cuda
