@@ -79,19 +79,18 @@ void CudaBackend::Products::few_experts(const MoeExperts& op, const ExpertMatric
   };
   set(up);
   a.x = op.x.data, a.ldx = static_cast<uint32_t>(op.x.stride[0]), a.to = hidden, a.ld_to = width;
-  const int64_t units = pairs * up.tiles;
   const int multiprocessors = backend.multiprocessors();
-  const int warps = experts_choice.up_warps ? experts_choice.up_warps : choose_up_warps(up, units, multiprocessors);
-  const int64_t resident = experts_choice.ctas < 0 ? kResidentWarps / warps : experts_choice.ctas;
-  const int64_t ctas = resident == 0 ? units : std::min(units, resident * multiprocessors);
-  launch_few_experts({.kind = up.kind, .down = false, .warps = warps, .ctas = static_cast<int>(ctas)}, a, stream);
+  const int warps = experts_choice.up_warps ? experts_choice.up_warps : choose_up_warps(up, pairs * up.tiles, multiprocessors);
+  launch_few_experts({.kind = up.kind, .down = false, .warps = warps, .ctas = experts_choice.ctas, .multiprocessors = multiprocessors}, a,
+                     stream);
   set(down);
   a.x = hidden, a.ldx = static_cast<uint32_t>(width), a.to = op.out.data, a.ld_to = op.out.stride[0];
   a.early = early;
   launch_few_experts({.kind = down.kind,
                       .down = true,
                       .warps = experts_choice.down_warps ? experts_choice.down_warps : choose_down_warps(down, multiprocessors),
-                      .ctas = 0},
+                      .ctas = 0,
+                      .multiprocessors = multiprocessors},
                      a, stream);
 }
 

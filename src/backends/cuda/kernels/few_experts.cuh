@@ -33,12 +33,21 @@ struct FewItems {
 template <WeightKind kKind>
 constexpr int kFewStage = 2 * RingPart<kKind>::kBytes;
 template <WeightKind kKind>
-constexpr int kFewStages = kFewStage<kKind> > 3072 ? 3 : 4;
+constexpr int kFewStages = kFewStage<kKind> > 2304 ? 3 : 4;
 template <WeightKind kKind>
 constexpr int kFewRing = kFewStages<kKind>* kFewStage<kKind>;
 
 __device__ __forceinline__ int share_begin(int all, int part, int parts) {
   return static_cast<int>(static_cast<int64_t>(all) * part / parts);
+}
+
+// The table of a layer's experts has left the caches since the last step: brings it to L2 while the router still works.
+__device__ __forceinline__ void warm_table(const FewExpertsArgs& a) {
+#ifdef __CUDA_ARCH__
+  const auto* table = reinterpret_cast<const uint8_t*>(a.experts);
+  for (int at = threadIdx.x * 128; at < a.count * static_cast<int>(sizeof(ExpertMatrices)); at += blockDim.x * 128)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(table + at));
+#endif
 }
 
 // The items, in the order of their first pairs; their number. A token that chose an expert twice takes part in two items. For all threads
@@ -96,6 +105,7 @@ __global__ void __launch_bounds__(kFewUpWarps * 32, 2) few_up_kernel(const FewEx
   constexpr int kStages = kFewStages<kKind>, kStage = kFewStage<kKind>, kPart = RingPart<kKind>::kBytes;
   __shared__ FewItems items;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = blockDim.x / 32;
+  if (blockIdx.x == 0) warm_table(a);
   wait_for_previous();
   start_next();
   const int units = find_items(a, 0, items) * a.tiles;
@@ -260,7 +270,6 @@ __global__ void __launch_bounds__(kFewDownWarps * 32, 1) few_down_kernel(const F
 
 template <class Kernel>
 void launch_few(Kernel kernel, int ctas, int warps, size_t shared, const FewExpertsArgs& a, cudaStream_t stream) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   launch_dependent(kernel, dim3(static_cast<unsigned>(ctas)), dim3(static_cast<unsigned>(warps) * 32), shared, stream, a);
 }
 
@@ -268,9 +277,28 @@ void launch_few(Kernel kernel, int ctas, int warps, size_t shared, const FewExpe
 
 template <WeightKind kKind>
 void launch_few_experts_kind(const FewExpertsShape& s, const FewExpertsArgs& a, cudaStream_t stream) {
-  const size_t rings = static_cast<size_t>(s.warps) * kFewRing<kKind>;
-  if (s.down) launch_few(few_down_kernel<kKind>, a.tiles, s.warps, rings + static_cast<size_t>(s.warps) * 512, a, stream);
-  else launch_few(few_up_kernel<kKind>, s.ctas, s.warps, rings + static_cast<size_t>(s.warps - 1) * 2048, a, stream);
+  const auto shared = [](int warps, bool down) {
+    return static_cast<size_t>(warps) * kFewRing<kKind> + (down ? static_cast<size_t>(warps) * 512 : static_cast<size_t>(warps - 1) * 2048);
+  };
+  const auto allow = [](auto kernel, size_t bytes) {  // of the current device, before anything asks for so much
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "cudaFuncSetAttribute");
+  };
+  if (s.down) {
+    allow(few_down_kernel<kKind>, shared(kFewDownWarps, true));
+    return launch_few(few_down_kernel<kKind>, a.tiles, s.warps, shared(s.warps, true), a, stream);
+  }
+  allow(few_up_kernel<kKind>, shared(kFewUpWarps, false));
+  const int units = a.tokens * a.top_k * a.tiles;  // at most: tokens may share experts
+  int resident = s.ctas;
+  if (resident < 0)
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, few_up_kernel<kKind>, s.warps * 32, shared(s.warps, false)),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  int ctas = units;
+  if (resident > 0 && units > resident * s.multiprocessors) {  // each takes as many units
+    const int rounds = (units + resident * s.multiprocessors - 1) / (resident * s.multiprocessors);
+    ctas = (units + rounds - 1) / rounds;
+  }
+  launch_few(few_up_kernel<kKind>, ctas, s.warps, shared(s.warps, false), a, stream);
 }
 
 }  // namespace dg::cuda

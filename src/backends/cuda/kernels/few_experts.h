@@ -33,7 +33,8 @@ struct FewExpertsShape {
   WeightKind kind;
   bool down;
   int warps;  // of a CTA, which share the columns: up 2, 4, 8; down 4, 8, 16
-  int ctas;   // of the grid of up, at most
+  int ctas;   // of up per multiprocessor; -1: as many as it has room for; 0: one for each unit
+  int multiprocessors;
 };
 template <WeightKind kKind>
 void launch_few_experts_kind(const FewExpertsShape& shape, const FewExpertsArgs& args, cudaStream_t stream);

@@ -5,6 +5,8 @@
 // wrote or writes anything at all; before that it may only touch registers, shared memory and weights (which no kernel writes; not those
 // decoded into a workspace). Everything issued earlier is then complete and visible. A kernel that calls start_next() lets the next
 // one's blocks start as its own leave room; without the call that happens when its blocks end. Kernels launched with <<<>>> wait for all.
+// Directly behind a kernel that calls start_next() only after its wait, everything issued before that kernel is complete as well: it may be
+// read without waiting, past L1 (__ldcg). few_experts.cuh does so.
 #pragma once
 #include <cuda_runtime.h>
 
