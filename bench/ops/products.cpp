@@ -57,7 +57,7 @@ const Choices kProducts{
     "DOUGONG_CUDA_PRODUCT", {1, 4, 8, 16, 64}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}};
 const Choices kExperts{"DOUGONG_CUDA_EXPERTS",
                        {1, 4, 16, 64},
-                       {"", "sorted", "2,4", "4,4", "8,4", "2,8", "4,8", "8,8", "8,16", "4,8,0", "8,8,0"},
+                       {"", "sorted", "2,4", "4,4", "8,4", "2,8", "4,8", "8,8", "2,16", "4,16", "8,16", "4,8,0", "8,8,0"},
                        {"sorted", "sorted,1", "sorted,2", "sorted,4", "sorted,8"}};
 constexpr int64_t kColdBytes = int64_t{512} << 20;
 constexpr int64_t kMostRows = 64;

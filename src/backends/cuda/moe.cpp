@@ -176,6 +176,7 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
       a.out = static_cast<int32_t>(g.out), a.chunks = static_cast<int32_t>(g.chunks), a.tiles = static_cast<int32_t>(g.tiles);
       a.x = x, a.ldx = static_cast<uint32_t>(g.padded_in());
       a.to = to, a.ld_to = ld_to;
+      a.early = !decode_up && !decode_down;
       a.row_tiles = experts_choice.row_tiles && product_shared_bytes(experts_choice.row_tiles, glu ? 2 : 1, tiles_n) <= kProductSharedBytes
                         ? experts_choice.row_tiles
                         : choose_grouped_row_tiles(g, glu, tiles_n, most_items, backend.multiprocessors());
