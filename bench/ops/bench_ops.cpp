@@ -6,6 +6,7 @@
 //   bench_ops perf [--isa NAME] [--rounds N] [--filter TEXT] [--baseline FILE] [--update]      see perf.cpp
 // On an accelerator (--backend NAME, default cuda), JSON lines:
 //   bench_ops products [--rounds N] [--filter TEXT]     products of decode steps: products.cpp
+//   bench_ops experts [--rounds N] [--filter TEXT]      experts and router of decode steps by each way: products.cpp
 //   bench_ops prefill [--rounds N] [--format NAME]      a dense product and the experts of a layer: device_products.cpp
 //   bench_ops attention [--rounds N]                    device_attention.cpp
 //   bench_ops collectives [--gpus N] [--rounds N]       collectives.cpp
@@ -86,23 +87,23 @@ std::string parse(int argc, char** argv, Options& options) {
   if (argc > 1 && argv[1][0] != '-') options.mode = argv[i++];
   const std::string& mode = options.mode;
   const bool perf = mode == "perf", device = !perf && !mode.empty();
-  if (device && mode != "products" && mode != "prefill" && mode != "attention" && mode != "collectives")
-    return "expected perf, products, prefill, attention or collectives, found " + mode;
+  if (device && mode != "products" && mode != "experts" && mode != "prefill" && mode != "attention" && mode != "collectives")
+    return "expected perf, products, experts, prefill, attention or collectives, found " + mode;
   if (perf) options.rounds = 5;
-  if (mode == "products" || mode == "attention") options.rounds = 3;
+  if (mode == "products" || mode == "experts" || mode == "attention") options.rounds = 3;
   for (; i < argc; i++) {
     const std::string name = argv[i];
     if (perf && name == "--update") {
       options.update = true;
       continue;
     }
-    std::string* text = name == "--isa" && !device                                  ? &options.isa
-                        : name == "--format" && (mode.empty() || mode == "prefill") ? &options.format
-                        : name == "--op" && mode.empty()                            ? &options.op
-                        : name == "--filter" && (perf || mode == "products")        ? &options.filter
-                        : name == "--backend" && device                             ? &options.backend
-                        : name == "--baseline" && perf                              ? &options.baseline
-                                                                                    : nullptr;
+    std::string* text = name == "--isa" && !device                                                ? &options.isa
+                        : name == "--format" && (mode.empty() || mode == "prefill")               ? &options.format
+                        : name == "--op" && mode.empty()                                          ? &options.op
+                        : name == "--filter" && (perf || mode == "products" || mode == "experts") ? &options.filter
+                        : name == "--backend" && device                                           ? &options.backend
+                        : name == "--baseline" && perf                                            ? &options.baseline
+                                                                                                  : nullptr;
     int* number = name == "--rounds"                          ? &options.rounds
                   : name == "--threads" && mode.empty()       ? &options.threads
                   : name == "--gpus" && mode == "collectives" ? &options.gpus
@@ -132,6 +133,7 @@ int main(int argc, char** argv) {
   }
   return options.mode == "perf"          ? run_perf(options)
          : options.mode == "products"    ? run_products(options)
+         : options.mode == "experts"     ? run_products(options)
          : options.mode == "prefill"     ? run_device(options)
          : options.mode == "attention"   ? run_device_attention(options)
          : options.mode == "collectives" ? run_collectives(options)

@@ -2,6 +2,8 @@
 // kernels can be shared out (DOUGONG_CUDA_PRODUCT; "" is what the backend chooses). Weights are cold: copies take turns that are
 // together larger than any cache. Calls stand in a captured graph where the backend replays, one behind the other as in a step.
 //
+// bench_ops experts: the experts of a layer alone, by each way of DOUGONG_CUDA_EXPERTS (product_experts.cpp), and the router.
+//
 // A line of JSON for each case, number of rows and choice: microseconds per call, GB/s of the published bytes of the weights that are
 // read, and percent of the read rate that the backend measures first.
 #include <fmt/core.h>
@@ -44,8 +46,19 @@ constexpr Case kCases[] = {{"7b", "qkv", "bf16", 4608, 3584},
                            {"v3", "router", "f32", 256, 7168},
                            {"v3", "shared", "fp8_block", 2048, 7168, true},
                            {"v3", "dense", "fp8_block", 18432, 7168, true},
-                           {"v3", "experts", "fp8_block", 2048, 7168, false, 64, 8}};
-constexpr const char* kChoices[] = {"", "1,1", "2,1", "4,1", "1,2", "1,4"};
+                           {"v3", "experts", "fp8_block", 2048, 7168, false, 64, 8},
+                           {"v3", "experts", "int4", 2048, 7168, false, 64, 8}};
+struct Choices {
+  const char* variable;
+  std::vector<int64_t> rows;
+  std::vector<const char*> few, many;  // up to 8 rows, and more
+};
+const Choices kProducts{
+    "DOUGONG_CUDA_PRODUCT", {1, 4, 8, 16, 64}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}};
+const Choices kExperts{"DOUGONG_CUDA_EXPERTS",
+                       {1, 4, 16, 64},
+                       {"", "sorted", "2,4", "4,4", "8,4", "2,8", "4,8", "8,8", "2,16", "4,16", "8,16", "4,8,0", "8,8,0"},
+                       {"sorted", "sorted,1", "sorted,2", "sorted,4", "sorted,8"}};
 constexpr int64_t kColdBytes = int64_t{512} << 20;
 constexpr int64_t kMostRows = 64;
 constexpr int kReplays = 10;
@@ -92,7 +105,7 @@ class ProductBench {
     scratch_ = Arena(scratch_memory_->data(), scratch_memory_->bytes());
   }
 
-  void run(const Case& c) {
+  void run(const Case& c, const Choices& choices) {
     const Format& format = *find_format(c.format);
     if (!backend_.supports(format)) return;
     const int64_t matrix = format.total_bytes(c.out, c.in);
@@ -112,7 +125,7 @@ class ProductBench {
     for (size_t i = 0; i < values.size(); i++) values[i] = static_cast<float>(static_cast<int>(i * 7919 % 251) - 125) * 0.008f;
     backend_.write(x_memory->data(), values.data(), values.size() * 4);
 
-    for (int64_t rows : {1, 4, 8, 16, 64}) {
+    for (int64_t rows : choices.rows) {
       const Tensor x = Tensor::of(x_memory->data(), Dtype::kF32, {rows, c.in}),
                    y = Tensor::of(y_memory->data(), Dtype::kF32, {rows, c.experts > 0 ? c.in : c.out});
       // Experts of the tokens: a few sets that take turns.
@@ -161,10 +174,9 @@ class ProductBench {
           }
         }
       };
-      for (const char* choice : kChoices) {
-        if (rows > 8 && std::string_view(choice).starts_with("stream")) continue;
-        ::setenv("DOUGONG_CUDA_PRODUCT", choice, 1);
-        if (*choice == 0) ::unsetenv("DOUGONG_CUDA_PRODUCT");
+      for (const char* choice : rows <= 8 ? choices.few : choices.many) {
+        ::setenv(choices.variable, choice, 1);
+        if (*choice == 0) ::unsetenv(choices.variable);
         auto made = load_backend(backend_.name(), {});  // it keeps its choices
         if (!made.ok()) return;
         Backend& backend = **made;
@@ -178,10 +190,45 @@ class ProductBench {
         fmt::print(
             "{{\"model\": \"{}\", \"product\": \"{}\", \"format\": \"{}\", \"out\": {}, \"in\": {}, \"rows\": {}, \"choice\": \"{}\", "
             "\"us\": {:.2f}, \"bytes\": {:.0f}, \"gb_per_s\": {:.0f}, \"percent_of_read\": {:.1f}}}\n",
-            c.model, c.name, c.format, c.out, c.in, rows, *choice ? choice : "model", times.wall_s * 1e6, bytes,
+            c.model, c.name, c.format, c.out, c.in, rows, *choice ? choice : "chosen", times.wall_s * 1e6, bytes,
             bytes / times.wall_s * 1e-9, read_rate_ > 0 ? 100 * bytes / times.wall_s / read_rate_ : 0);
         std::fflush(stdout);
       }
+    }
+  }
+
+  // The router: microseconds of a call behind others.
+  void run_route(const char* model, int64_t experts, int64_t top_k, int groups, RouterScore score) {
+    for (int64_t rows : {1, 16, 4096}) {
+      auto memory = allocate_or_exit(backend_, static_cast<size_t>(rows * (experts + 2 * top_k)) * 4, "logits");
+      auto* const logits = static_cast<float*>(memory->data());
+      std::vector<float> host(static_cast<size_t>(rows * experts));
+      for (size_t i = 0; i < host.size(); i++) host[i] = static_cast<float>(static_cast<int>(i * 7919 % 2003) - 1001) * 0.003f;
+      backend_.write(logits, host.data(), host.size() * 4);
+      const MoeRoute op{.ids = Tensor::of(logits + rows * experts, Dtype::kI32, {rows, top_k}),
+                        .weights = Tensor::of(logits + rows * (experts + top_k), Dtype::kF32, {rows, top_k}),
+                        .logits = Tensor::of(logits, Dtype::kF32, {rows, experts}),
+                        .score = score,
+                        .group_score = GroupScore::kTopTwoSum,
+                        .groups = groups,
+                        .top_groups = (groups + 1) / 2,
+                        .normalise = true,
+                        .routed_scale = 1};
+      constexpr int kCalls = 50;
+      const auto step = [&] {
+        backend_.replay(static_cast<uint64_t>(rows * 8 + groups), [&] {
+          for (int i = 0; i < kCalls; i++) backend_.moe_route(op);
+        });
+      };
+      for (int i = 0; i < 3; i++) step();
+      backend_.synchronise();
+      const Times times = best_times(options_.rounds, kCalls, [&] {
+        step();
+        backend_.synchronise();
+      });
+      fmt::print("{{\"model\": \"{}\", \"product\": \"route\", \"experts\": {}, \"rows\": {}, \"us\": {:.2f}}}\n", model, experts, rows,
+                 times.wall_s * 1e6);
+      std::fflush(stdout);
     }
   }
 
@@ -211,9 +258,15 @@ int run_products(const Options& options) {
   const double read_rate = (*backend)->measure().read_bytes_per_s();
   fmt::print(stderr, "{}, read {:.2f} TB/s\n", (*backend)->description(), read_rate * 1e-12);
   ProductBench bench(**backend, options, read_rate);
+  const bool experts = options.mode == "experts";
+  if (experts && options.filter.empty()) {
+    bench.run_route("v3", 256, 8, 8, RouterScore::kSigmoid);
+    bench.run_route("v2_lite", 64, 6, 1, RouterScore::kSoftmax);
+  }
   for (const Case& c : kCases)
-    if (options.filter.empty() || fmt::format("{} {} {}", c.model, c.name, c.format).find(options.filter) != std::string::npos)
-      bench.run(c);
+    if ((c.experts > 0 || !experts) &&
+        (options.filter.empty() || fmt::format("{} {} {}", c.model, c.name, c.format).find(options.filter) != std::string::npos))
+      bench.run(c, experts ? kExperts : kProducts);
   return 0;
 }
 

@@ -1,5 +1,7 @@
 // Prepared weights on an accelerator (DG_TEST_BACKEND=cuda): every format and the batch sizes at which kernels change, against the
 // reference with the published weights. Without the variable there is nothing to test here: the CPU's are in prepared_test.cpp.
+#include <fmt/core.h>
+
 #include <cmath>
 
 #include "device/scratch.h"
@@ -156,6 +158,74 @@ TEST_P(AcceleratorTest, MoeExperts) {
       }
     EXPECT_LE(std::sqrt(error), (GetParam() == "f32" ? 1e-4 : 8 * kBf16Eps) * std::sqrt(size) + 1e-6) << tokens << " tokens";
     actual.expect_gaps_untouched();
+  }
+}
+
+// What decode steps ask: tokens that share experts, or have none here; columns and rows that are not whole tiles. The same bits every time.
+TEST_P(AcceleratorTest, ExpertsOfFewTokens) {
+  DG_TRACE_SEED();
+  Random random(46);
+  constexpr int kExperts = 14, kFirst = 4, kLocal = 6;
+  enum Ids { kSpread, kSame, kRandom, kElsewhere };
+  for (auto [dim, inner] : {std::pair<int64_t, int64_t>{512, 288}, {1152, 200}, {130, 65}}) {
+    std::vector<RandomWeight> published;
+    std::vector<Prepared> resident;
+    published.reserve(kLocal * 3), resident.reserve(kLocal * 3);
+    std::vector<Expert> wanted, experts;
+    for (int e = 0; e < kLocal; e++) {
+      for (auto [out, in] : {std::pair{inner, dim}, {inner, dim}, {dim, inner}}) {
+        published.emplace_back(format(), out, in, random);
+        resident.emplace_back(tested(), published.back());
+      }
+      const size_t last = published.size();
+      wanted.push_back({published[last - 3].weight, published[last - 2].weight, published[last - 1].weight});
+      experts.push_back({resident[last - 3].weight, resident[last - 2].weight, resident[last - 1].weight});
+    }
+    for (int64_t top_k : {1, 6, 8})
+      for (int64_t tokens : {1, 2, 5, 8, 9, 16})
+        for (Ids how : {kSpread, kSame, kRandom, kElsewhere}) {
+          if (tokens > 8 && how != kRandom) continue;
+          Buffer x({tokens, dim}, 4), before({tokens, dim}, 5), weights({tokens, top_k}, 3);
+          x.randomise(random), before.randomise(random), weights.randomise(random);
+          std::vector<int32_t> ids;
+          for (int64_t t = 0; t < tokens; t++) {
+            std::vector<int32_t> left(kExperts);
+            for (int e = 0; e < kExperts; e++) left[static_cast<size_t>(e)] = how == kSame ? (e + kFirst) % kExperts : e;
+            for (int64_t k = 0; k < top_k; k++) {
+              const auto at = how == kSpread   ? static_cast<size_t>((t * 5) % static_cast<int64_t>(left.size()))
+                              : how == kRandom ? static_cast<size_t>(random.below(static_cast<int>(left.size())))
+                                               : 0;
+              ids.push_back(how == kElsewhere ? static_cast<int32_t>(k % 2 ? k % kFirst : kFirst + kLocal) : left[at]);
+              left.erase(left.begin() + static_cast<std::ptrdiff_t>(at));
+            }
+          }
+          Buffer expected = before, actual = before, again = before;
+          MoeExperts op{.out = expected.view,
+                        .x = x.view,
+                        .ids = Tensor::of(ids.data(), Dtype::kI32, {tokens, top_k}),
+                        .weights = weights.view,
+                        .experts = wanted,
+                        .first = kFirst,
+                        .scratch = nullptr};
+          Scratch scratch(moe_experts_scratch_bytes(op));
+          op.scratch = &scratch.arena;
+          reference().moe_experts(op);
+          op.out = actual.view, op.experts = experts;
+          tested().moe_experts(op);
+          op.out = again.view;
+          tested().moe_experts(op);
+          const std::string at = fmt::format("{} x {}, {} tokens, top {}, ids {}", dim, inner, tokens, top_k, static_cast<int>(how));
+          for (int64_t t = 0; t < tokens; t++) {
+            double error = 0, size = 0;
+            for (int64_t i = 0; i < dim; i++) {
+              const double d = double{actual.at(t, i)} - expected.at(t, i), change = double{expected.at(t, i)} - before.at(t, i);
+              error += d * d, size += change * change;
+              ASSERT_TRUE(tokens > 8 || actual.at(t, i) == again.at(t, i)) << at << ", token " << t << ", " << i;
+            }
+            ASSERT_LE(std::sqrt(error), (GetParam() == "f32" ? 1e-4 : 8 * kBf16Eps) * std::sqrt(size) + 1e-5) << at << ", token " << t;
+          }
+          actual.expect_gaps_untouched();
+        }
   }
 }
 

@@ -410,6 +410,7 @@ TEST_P(RowsTest, MoeRoute) {
     RouterScore score;
     GroupScore group_score;
     bool bias, normalise, ties;
+    int64_t tokens = 40;
   };
   const Case cases[] = {
       {64, 6, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, false, false},       // V2-Lite
@@ -419,17 +420,23 @@ TEST_P(RowsTest, MoeRoute) {
       {12, 12, 3, 2, RouterScore::kSoftmax, GroupScore::kMax, false, true, true},      // more asked than the groups hold
       {8, 2, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, false, true, true},  // groups of one
       {1, 1, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, true, false},
+      {100, 7, 5, 3, RouterScore::kSigmoid, GroupScore::kMax, true, true, true},              // groups and experts of no power of two
+      {512, 10, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, true, false},           // more experts than models have today
+      {1024, 40, 64, 9, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, false},    // more groups than lanes of a warp
+      {256, 8, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, false, 1},    // one token
+      {256, 8, 8, 4, RouterScore::kSigmoid, GroupScore::kTopTwoSum, true, true, false, 140},  // many
+      {128, 8, 1, 1, RouterScore::kSoftmax, GroupScore::kMax, false, true, true, 140},
   };
   for (const Case& c : cases) {
-    constexpr int64_t kTokens = 40;
-    Buffer logits({kTokens, c.experts}), bias({1, c.experts}), w1({kTokens, c.top_k}), w2({kTokens, c.top_k});
+    const int64_t tokens = c.tokens;
+    Buffer logits({tokens, c.experts}), bias({1, c.experts}), w1({tokens, c.top_k}), w2({tokens, c.top_k});
     logits.randomise(random, 2);
     bias.randomise(random, 0.1f);
     if (c.ties)  // few distinct values: many equal scores
-      for (int64_t t = 0; t < kTokens; t++)
+      for (int64_t t = 0; t < tokens; t++)
         for (int64_t e = 0; e < c.experts; e++) logits.view.f32(t)[e] = static_cast<float>(random.below(3)), bias.view.f32(0)[e] = 0.25f;
-    std::vector<int32_t> i1(static_cast<size_t>(kTokens * c.top_k), -7), i2 = i1;
-    MoeRoute op{.ids = Tensor::of(i1.data(), Dtype::kI32, {kTokens, c.top_k}),
+    std::vector<int32_t> i1(static_cast<size_t>(tokens * c.top_k), -7), i2 = i1;
+    MoeRoute op{.ids = Tensor::of(i1.data(), Dtype::kI32, {tokens, c.top_k}),
                 .weights = w1.view,
                 .logits = logits.view,
                 .bias = c.bias ? Tensor::of(bias.view.data, Dtype::kF32, {c.experts}) : Tensor{},
@@ -440,10 +447,10 @@ TEST_P(RowsTest, MoeRoute) {
                 .normalise = c.normalise,
                 .routed_scale = 2.5f};
     reference().moe_route(op);
-    op.ids = Tensor::of(i2.data(), Dtype::kI32, {kTokens, c.top_k}), op.weights = w2.view;
+    op.ids = Tensor::of(i2.data(), Dtype::kI32, {tokens, c.top_k}), op.weights = w2.view;
     tested().moe_route(op);
     EXPECT_EQ(i1, i2) << c.experts << " experts";
-    for (int64_t t = 0; t < kTokens; t++)
+    for (int64_t t = 0; t < tokens; t++)
       for (int64_t k = 0; k < c.top_k; k++) ASSERT_NEAR(w1.at(t, k), w2.at(t, k), 8 * kEps * w1.at(t, k));
     w2.expect_gaps_untouched();
   }

@@ -221,7 +221,6 @@ bool CudaBackend::begin_beside(const Tensor& x, std::span<const Weight* const> w
 void CudaBackend::end_beside() {
   DG_CUDA(cudaEventRecord(beside_done_, stream_));
   stream_.swap(beside_);
-  launch_next_plainly();
   beside_pending_ = true;
 }
 

@@ -1,7 +1,7 @@
 // Mixture of experts: the router, and the experts without a word from the host. The pairs (token, slot) of a chunk of tokens are sorted
 // by expert on the device; work items of an expert and up to 64 of its pairs go through grouped products (gate and up with SiLU, then
 // down); the results are added up in the order of the slots. Grids are upper bounds, so that the same launches serve any routing and
-// can be captured. Each expert's weights are read once per item.
+// can be captured. Each expert's weights are read once per item. Up to 8 tokens take two kernels instead: product_experts.cpp.
 #include <algorithm>
 #include <cstring>
 
@@ -64,7 +64,10 @@ void CudaBackend::moe_route(const MoeRoute& op) {
                stream_);
 }
 
-void CudaBackend::moe_experts(const MoeExperts& op) { Products::of(*this).moe_experts(op); }
+void CudaBackend::moe_experts(const MoeExperts& op) {
+  Products::of(*this).moe_experts(op);
+  join_beside();
+}
 
 // Uploaded when it differs from the table that was made of the same span before.
 const ExpertMatrices* CudaBackend::Products::expert_table(const void* key, const std::vector<ExpertMatrices>& host) {
@@ -125,7 +128,7 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
   }
   const ExpertMatrices* table = expert_table(op.experts.data(), host);
 
-  // Beyond a few tokens some share their experts.
+  if (fused && takes_few_experts(op, up_geometry)) return few_experts(op, table, up_geometry, down_geometry, !decode_up && !decode_down);
 
   const int64_t up_in = up_geometry.padded_in(), down_in = down_geometry.padded_in();
   const int64_t pair_bytes = down_in * 2 + dim * 4 + (fused ? 0 : inner * 8 + up_in * 2) + 16;
@@ -176,7 +179,10 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
       a.out = static_cast<int32_t>(g.out), a.chunks = static_cast<int32_t>(g.chunks), a.tiles = static_cast<int32_t>(g.tiles);
       a.x = x, a.ldx = static_cast<uint32_t>(g.padded_in());
       a.to = to, a.ld_to = ld_to;
-      a.row_tiles = choose_grouped_row_tiles(g, glu, tiles_n, most_items, backend.multiprocessors());
+      a.early = !decode_up && !decode_down;
+      a.row_tiles = experts_choice.row_tiles && product_shared_bytes(experts_choice.row_tiles, glu ? 2 : 1, tiles_n) <= kProductSharedBytes
+                        ? experts_choice.row_tiles
+                        : choose_grouped_row_tiles(g, glu, tiles_n, most_items, backend.multiprocessors());
       launch_grouped({.kind = g.kind, .glu = glu, .tiles_n = tiles_n}, a, stream);
     };
     const auto pair_f32 = [&](int matrix, const int32_t* row_of, const float* x, int64_t ldx, int64_t in, int64_t out, float* to) {
@@ -234,6 +240,7 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
         grouped(down_geometry, false, 2, p.hidden, nullptr, p.y, dim);
       }
     }
+    backend.join_beside();
     launch_combine(op.out.f32(first), op.out.stride[0], op.weights.f32(first), op.weights.stride[0], p.pair_of, static_cast<int32_t>(top_k),
                    p.y, dim, tokens, dim, stream);
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/cuda/kernels/few_experts.h"
 #include "backends/cuda/kernels/fp8_kernels.h"
 #include "backends/cuda/kernels/moe_kernels.h"
 #include "backends/cuda/kernels/product_kernels.h"
@@ -43,6 +44,7 @@ int choose_grouped_row_tiles(const WeightGeometry& g, bool glu, int tiles_n, int
 
 void launch_product(const ProductShape& shape, const ProductArgs& args, cudaStream_t stream);
 void launch_grouped(const GroupedShape& shape, const GroupedArgs& args, cudaStream_t stream);
+void launch_few_experts(const FewExpertsShape& shape, const FewExpertsArgs& args, cudaStream_t stream);
 
 struct CudaBackend::Products {
   explicit Products(CudaBackend& backend);
@@ -104,6 +106,17 @@ struct CudaBackend::Products {
   // Experts: moe.cpp.
   void moe_experts(const MoeExperts& op);
   const ExpertMatrices* expert_table(const void* key, const std::vector<ExpertMatrices>& host);
+  // Experts of up to 8 tokens: product_experts.cpp. Products that can be fused (moe.cpp); `early`: no weight was decoded for this op.
+  bool takes_few_experts(const MoeExperts& op, const WeightGeometry& up) const;
+  void few_experts(const MoeExperts& op, const ExpertMatrices* table, const WeightGeometry& up, const WeightGeometry& down, bool early);
+  struct ExpertsChoice {
+    bool sorted = false;               // never by few_experts()
+    int row_tiles = 0;                 // of sorted pairs
+    int up_warps = 0, down_warps = 0;  // 0: chosen
+    int ctas = -1;                     // of `up` per multiprocessor; -1: as many as are resident; 0: one for each unit
+  };
+  static ExpertsChoice read_experts_choice();
+  const ExpertsChoice experts_choice = read_experts_choice();
 
   // Products in e4m3, for many rows: fp8_product.cpp, fp8_check.cpp.
   struct Fp8Ways {

@@ -101,18 +101,31 @@ __global__ void __launch_bounds__(256) combine_kernel(const CombineArgs a) {
     } else {
       sum[0] = *out;
     }
-    for (int k = 0; k < a.top_k; k++) {
-      const int pair = a.pair_of[t * a.top_k + k];
-      if (pair < 0) continue;
-      const float weight = a.weights[t * a.ld_weights + k];
-      const float* y = a.y + pair * a.ld_y + column;
-      if constexpr (kVector) {
-        const float4 v = *reinterpret_cast<const float4*>(y);
-        sum[0] = fmaf(weight, v.x, sum[0]), sum[1] = fmaf(weight, v.y, sum[1]), sum[2] = fmaf(weight, v.z, sum[2]),
-        sum[3] = fmaf(weight, v.w, sum[3]);
-      } else {
-        sum[0] = fmaf(weight, *y, sum[0]);
+    // Four slots' loads at once, added in order.
+    for (int first = 0; first < a.top_k; first += 4) {
+      int pair[4];
+      float weight[4], y[4][width] = {};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        pair[i] = first + i < a.top_k ? a.pair_of[t * a.top_k + first + i] : -1;
+        weight[i] = pair[i] >= 0 ? a.weights[t * a.ld_weights + first + i] : 0;
       }
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (pair[i] < 0) continue;
+        const float* from = a.y + pair[i] * a.ld_y + column;
+        if constexpr (kVector) {
+          const float4 v = *reinterpret_cast<const float4*>(from);
+          y[i][0] = v.x, y[i][1] = v.y, y[i][2] = v.z, y[i][3] = v.w;
+        } else {
+          y[i][0] = *from;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+        if (pair[i] >= 0)
+#pragma unroll
+          for (int c = 0; c < width; c++) sum[c] = fmaf(weight[i], y[i][c], sum[c]);
     }
     if constexpr (kVector) *reinterpret_cast<float4*>(out) = make_float4(sum[0], sum[1], sum[2], sum[3]);
     else *out = sum[0];

@@ -1,5 +1,6 @@
-// Router: a CTA of 128 threads per token. Scores and selection scores lie in shared memory; groups and experts are chosen by repeated
-// search for the largest (lower index first among equals). A few microseconds of latency; the bytes are nothing.
+// Router: a warp per token, no barriers. Lane l holds the experts l, l + 32, ...; a score is chosen by the warp's maximum of 32-bit keys in
+// the order of floats, then by the lowest index that has it. Latency is all there is: up to four tokens share a CTA only where there are
+// more tokens than multiprocessors.
 #include <cmath>
 
 #include "backends/cuda/kernels/launch.cuh"
@@ -8,138 +9,166 @@
 namespace dg::cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
+constexpr uint32_t kAll = 0xffffffffu;
 
-struct Best {
-  float value;
-  int index;
-};
-// Larger value first, then lower index. Indices below 0 are no candidates.
-__device__ __forceinline__ Best better(Best a, Best b) {
-  if (b.index < 0) return a;
-  if (a.index < 0) return b;
-  return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-}
-__device__ __forceinline__ Best warp_best(Best v) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2)
-    v = better(v, {__shfl_xor_sync(0xffffffffu, v.value, step), __shfl_xor_sync(0xffffffffu, v.index, step)});
-  return v;
-}
-__device__ __forceinline__ float warp_max(float v) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
-  return v;
+// In the order of floats, equal zeros equal; never 0, which stands for what is taken.
+__device__ __forceinline__ uint32_t order_key(float v) {
+  const uint32_t bits = __float_as_uint(v + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 // Rounded once: choices among close scores should be those of the reference.
 __device__ __forceinline__ float exact_exp(float v) { return static_cast<float>(exp(static_cast<double>(v))); }
 
-struct Shared {
-  float score[kMostRouteExperts], choice[kMostRouteExperts], group[kMostRouteExperts];
-  float part[kWarps];
-  Best best[kWarps];
-  float chosen_score[kMostRouteExperts];
-  int chosen[kMostRouteExperts];
-};
-
-// The best of `values` (n of them) among those not `taken`, for all threads.
-__device__ __forceinline__ Best block_best(const float* values, const bool* taken, int n, Best* parts) {
-  Best mine{-INFINITY, -1};
-  for (int i = threadIdx.x; i < n; i += kThreads)
-    if (!taken[i]) mine = better(mine, {values[i], i});
-  mine = warp_best(mine);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = mine;
-  __syncthreads();
-  Best all = parts[0];
-#pragma unroll
-  for (int w = 1; w < kWarps; w++) all = better(all, parts[w]);
-  __syncthreads();
-  return all;
+// The largest and the second of two lists' two largest.
+__device__ __forceinline__ void merge_two(float& first, float& second, float other_first, float other_second) {
+  second = fmaxf(fminf(first, other_first), fmaxf(second, other_second));
+  first = fmaxf(first, other_first);
 }
 
-__global__ void __launch_bounds__(kThreads) route_kernel(const RouteArgs a) {
+// kMost: most experts, a multiple of 32.
+template <int kMost>
+constexpr int kRouteTokens = kMost > 256 ? 1 : 4;  // of a CTA, at most
+
+template <int kMost>
+__global__ void __launch_bounds__(kRouteTokens<kMost> * 32) route_kernel(const RouteArgs a) {
+  constexpr int kEach = kMost / 32, kTokens = kRouteTokens<kMost>;
+  __shared__ __align__(16) float all_scores[kTokens][kMost];
+  __shared__ float all_groups[kTokens][kMost];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, experts = a.experts;
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + warp;
+  float *const scores = all_scores[warp], *const groups = all_groups[warp];
+  float bias[kEach];  // written at load
+#pragma unroll
+  for (int i = 0; i < kEach; i++) bias[i] = a.bias && i * 32 + lane < experts ? a.bias[i * 32 + lane] : 0.0f;
   wait_for_previous();
   start_next();
-  __shared__ Shared s;
-  __shared__ bool taken[kMostRouteExperts], group_kept[kMostRouteExperts];
-  const int64_t t = blockIdx.x;
-  const float* x = a.logits + t * a.ld_logits;
-  const int experts = a.experts, per_group = experts / a.groups;
+  if (t >= a.tokens) return;
 
-  if (a.sigmoid) {
-    for (int e = threadIdx.x; e < experts; e += kThreads) s.score[e] = 1.0f / (1.0f + exact_exp(-x[e]));
-  } else {
-    float top = -INFINITY;
-    for (int e = threadIdx.x; e < experts; e += kThreads) top = fmaxf(top, x[e]);
-    top = warp_max(top);
-    if (threadIdx.x % 32 == 0) s.part[threadIdx.x / 32] = top;
-    __syncthreads();
-    top = s.part[0];
+  const float* x = a.logits + t * a.ld_logits;
+  float score[kEach];
 #pragma unroll
-    for (int w = 1; w < kWarps; w++) top = fmaxf(top, s.part[w]);
-    __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += kThreads) s.score[e] = exact_exp(x[e] - top);
-    __syncthreads();
-    float total = 0;  // in index order, as the reference adds; every thread for itself
-    for (int e = 0; e < experts; e++) total += s.score[e];
-    __syncthreads();
-    for (int e = threadIdx.x; e < experts; e += kThreads) s.score[e] /= total;
+  for (int i = 0; i < kEach; i++) score[i] = i * 32 + lane < experts ? x[i * 32 + lane] : -INFINITY;
+  if (a.sigmoid) {
+#pragma unroll
+    for (int i = 0; i < kEach; i++) score[i] = 1.0f / (1.0f + exact_exp(-score[i]));
+  } else {
+    float top = score[0];
+#pragma unroll
+    for (int i = 1; i < kEach; i++) top = fmaxf(top, score[i]);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(kAll, top, step));
+#pragma unroll
+    for (int i = 0; i < kEach; i++) scores[i * 32 + lane] = score[i] = i * 32 + lane < experts ? exact_exp(score[i] - top) : 0.0f;
+    __syncwarp();
+    float total = 0;  // in index order, as the reference adds; every lane for itself. Zeros behind the last expert change nothing.
+    for (int e = 0; e < experts; e += 16) {
+      float4 part[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) part[i] = *reinterpret_cast<const float4*>(scores + e + 4 * i);
+#pragma unroll
+      for (int i = 0; i < 4; i++) total = (((total + part[i].x) + part[i].y) + part[i].z) + part[i].w;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kEach; i++) score[i] /= total;
   }
+
   // NaN (a broken checkpoint) must not break the order: never chosen before a number.
-  for (int e = threadIdx.x; e < experts; e += kThreads) {
-    const float c = s.score[e] + (a.bias ? a.bias[e] : 0.0f);
-    s.choice[e] = isnan(c) ? -INFINITY : c;
-    taken[e] = false;
+  float choice[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; i++) {
+    const float c = score[i] + bias[i];
+    choice[i] = isnan(c) ? -INFINITY : c;
   }
-  __syncthreads();
 
   if (a.groups > 1) {
-    for (int g = threadIdx.x; g < a.groups; g += kThreads) {
+    const int per_group = experts / a.groups;
+#pragma unroll
+    for (int i = 0; i < kEach; i++) scores[i * 32 + lane] = choice[i];
+    __syncwarp();
+    // A power of two of lanes for each group.
+    int lanes = 1;
+    while (lanes * 2 * a.groups <= 32) lanes *= 2;
+    for (int begin = 0; begin < a.groups; begin += 32 / lanes) {
+      const int g = begin + lane / lanes;
       float first = -INFINITY, second = -INFINITY;
-      for (int e = g * per_group; e < (g + 1) * per_group; e++) {
-        const float c = s.choice[e];
-        if (c > first) second = first, first = c;
-        else second = fmaxf(second, c);
+      if (g < a.groups)
+        for (int e = lane % lanes; e < per_group; e += lanes) merge_two(first, second, scores[g * per_group + e], -INFINITY);
+      for (int step = lanes / 2; step > 0; step /= 2) {
+        const float other_first = __shfl_xor_sync(kAll, first, step), other_second = __shfl_xor_sync(kAll, second, step);
+        merge_two(first, second, other_first, other_second);
       }
-      s.group[g] = a.top_two_sum ? first + (per_group > 1 ? second : 0.0f) : first;
-      group_kept[g] = false;
+      if (g < a.groups && lane % lanes == 0) groups[g] = a.top_two_sum ? first + (per_group > 1 ? second : 0.0f) : first;
     }
-    __syncthreads();
-    for (int i = 0; i < a.top_groups; i++) {
-      const Best best = block_best(s.group, group_kept, a.groups, s.best);
-      if (threadIdx.x == 0 && best.index >= 0) group_kept[best.index] = true;
-      __syncthreads();
+    __syncwarp();
+    // A group stays when fewer than top_groups are better.
+    for (int begin = 0; begin < a.groups; begin += 32) {
+      const int g = begin + lane;
+      int better = 0;
+      if (g < a.groups)
+        for (int h = 0; h < a.groups; h++) better += groups[h] > groups[g] || (groups[h] == groups[g] && h < g);
+      if (g < a.groups) scores[g] = better < a.top_groups ? 1.0f : 0.0f;  // the choices there are in registers
     }
-    for (int e = threadIdx.x; e < experts; e += kThreads)
-      if (!group_kept[e / per_group]) s.choice[e] = -INFINITY;
-    __syncthreads();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kEach; i++) {
+      const int e = i * 32 + lane;
+      if (e < experts && scores[e / per_group] == 0) choice[i] = -INFINITY;
+    }
+    __syncwarp();
   }
+#pragma unroll
+  for (int i = 0; i < kEach; i++) scores[i * 32 + lane] = score[i];
+  __syncwarp();
 
-  for (int k = 0; k < a.top_k; k++) {
-    const Best best = block_best(s.choice, taken, experts, s.best);
-    if (threadIdx.x == 0) {
-      taken[best.index] = true;
-      s.chosen[k] = best.index;
-      s.chosen_score[k] = s.score[best.index];
-    }
-    __syncthreads();
-  }
+  uint32_t key[kEach], best = 0;
+  int best_at = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; i++) key[i] = i * 32 + lane < experts ? order_key(choice[i]) : 0;
+  const auto find_best = [&] {
+    best = key[0], best_at = 0;
+#pragma unroll
+    for (int i = 1; i < kEach; i++)
+      if (key[i] > best) best = key[i], best_at = i;
+  };
+  find_best();
   float sum = 0;
-  if (a.normalise)
-    for (int k = 0; k < a.top_k; k++) sum += s.chosen_score[k];
-  for (int k = threadIdx.x; k < a.top_k; k += kThreads) {
-    float w = s.chosen_score[k];
+  int mine = 0;
+  for (int k = 0; k < a.top_k; k++) {
+    const uint32_t top = __reduce_max_sync(kAll, best);
+    const auto chosen = static_cast<int>(__reduce_min_sync(kAll, best == top ? static_cast<uint32_t>(best_at * 32 + lane) : kAll));
+    if (chosen % 32 == lane) {
+#pragma unroll
+      for (int i = 0; i < kEach; i++)
+        if (i == best_at) key[i] = 0;
+      find_best();
+    }
+    if (a.normalise) sum += scores[chosen];
+    if (k % 32 != lane) continue;
+    mine = chosen;
+    a.ids[t * a.ld_ids + k] = chosen;
+  }
+  for (int k = lane; k < a.top_k; k += 32) {
+    float w = scores[k < 32 && a.top_k <= 32 ? mine : a.ids[t * a.ld_ids + k]];
     if (a.normalise) w /= sum + 1e-20f;
-    a.ids[t * a.ld_ids + k] = s.chosen[k];
     a.weights[t * a.ld_weights + k] = w * a.routed_scale;
   }
+}
+
+template <int kMost>
+void launch(const RouteArgs& a, cudaStream_t stream) {
+  const int tokens = a.tokens > 132 ? kRouteTokens<kMost> : 1;
+  launch_dependent(route_kernel<kMost>, dim3(static_cast<unsigned>((a.tokens + tokens - 1) / tokens)),
+                   dim3(static_cast<unsigned>(tokens) * 32), 0, stream, a);
 }
 
 }  // namespace
 
 void launch_route(const RouteArgs& args, cudaStream_t stream) {
-  launch_dependent(route_kernel, dim3(args.tokens), dim3(kThreads), 0, stream, args);
+  if (args.experts <= 64) launch<64>(args, stream);
+  else if (args.experts <= 256) launch<256>(args, stream);
+  else launch<kMostRouteExperts>(args, stream);
 }
 
 }  // namespace dg::cuda

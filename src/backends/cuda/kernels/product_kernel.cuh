@@ -122,7 +122,7 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
 #pragma unroll
     for (int n = 0; n < kN; n++) {
       const int pair = item.begin + min(n * 8 + lane / 4, item.count - 1);
-      x_offset[n] = static_cast<uint32_t>(a.row_of ? a.row_of[pair] : pair) * a.ldx + lane % 4 * 8;
+      x_offset[n] = static_cast<uint32_t>(a.row_of ? __ldcg(a.row_of + pair) : pair) * a.ldx + lane % 4 * 8;
     }
     LaneTile<kKind> tiles[kWeights];
 #pragma unroll
@@ -130,7 +130,7 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
       const uint8_t* data = expert.data[kWeights == 2 ? m : a.matrix];
       tiles[m].set(data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane);
     }
-    accumulate<kKind, kN, kWeights, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane, false);
+    accumulate<kKind, kN, kWeights, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane, a.early);
   }
   if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
@@ -150,10 +150,18 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
 
 template <WeightKind kKind, int kWeights, int kMostN>
 __global__ void __launch_bounds__(kProductWarps * 32, kMostN >= 4 ? 1 : 2) grouped_kernel(const GroupedArgs a) {
-  wait_for_previous();
-  start_next();
-  if (static_cast<int>(blockIdx.y) >= *a.item_count) return;
-  const GroupedItem item = a.items[blockIdx.y];
+  if (!a.early) {
+    wait_for_previous();
+    start_next();
+  }
+  // Both loads at once, past L1; beyond the count there is memory, but no item.
+  const int32_t* const at = &a.items[blockIdx.y].expert;
+  const int count = __ldcg(a.item_count);
+  const GroupedItem item{__ldcg(at), __ldcg(at + 1), __ldcg(at + 2)};
+  if (static_cast<int>(blockIdx.y) >= count) {
+    if (a.early) wait_for_previous();  // nobody behind this kernel may find one before it unfinished
+    return;
+  }
   if (kMostN >= 8 && item.count > 32) grouped_item<kKind, kWeights, kMostN>(a, item);
   else if (kMostN >= 4 && item.count > 16) grouped_item < kKind, kWeights, kMostN<4 ? kMostN : 4>(a, item);
   else if (kMostN >= 2 && item.count > 8) grouped_item < kKind, kWeights, kMostN<2 ? kMostN : 2>(a, item);

@@ -74,6 +74,7 @@ struct GroupedArgs {
   void* to;  // (pairs, ld_to): f32; with glu bf16
   int64_t ld_to;
   int32_t row_tiles;
+  bool early;  // all but x was there before the kernel issued just before, which calls start_next() after its wait (launch.cuh)
 };
 struct GroupedShape {
   WeightKind kind;
