@@ -58,7 +58,8 @@ void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
   }
   set_token_rows(plan, *out);
   for (const StepItem& item : plan.items)
-    if (item.sequence->request.request.pooling != Pooling::kNone) pool_rows(item, *out);
+    if (item.sequence->request.request.pooling != Pooling::kNone)
+      pool_rows(item, *out, out->first_hidden[static_cast<size_t>(&item - plan.items.data())]);
   needed_rows_.assign(n, -1);
   executor_.backend().host_parallel(static_cast<int64_t>(n), [&](int64_t i, int worker) {
     auto index = static_cast<size_t>(i);
@@ -222,13 +223,8 @@ void ModelStepRunner::prompt_logprobs(const StepItem& item, const StepResult& ou
   }
 }
 
-void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out) {
+void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out, int64_t first) {
   Sequence& s = *item.sequence;
-  int64_t first = 0;
-  for (const StepSequence& step : steps_) {
-    if (step.blocks == &s.blocks) break;
-    first += static_cast<int64_t>(step.ids.size());
-  }
   auto width = static_cast<size_t>(out.hidden.cols());
   bool mean = s.request.request.pooling == Pooling::kMean;
   if (!mean || s.pooled.size() != width) s.pooled.assign(width, 0);
@@ -336,12 +332,6 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     ids_.clear();
     ids_.reserve(drafting_.size());
     std::vector<StepSequence> next_steps;
-    int64_t row = 0;
-    std::vector<int64_t> first_hidden;  // of each item of the last pass
-    for (const StepSequence& step : steps_) {
-      first_hidden.push_back(row);
-      row += static_cast<int64_t>(step.ids.size());
-    }
     for (size_t k = 0; k < drafting_.size(); k++) {
       if (!alive[k]) continue;
       size_t i = drafting_[k];
@@ -349,7 +339,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
       Sequence& s = *item.sequence;
       int64_t position = item.begin + item.rows - item.drafts + results.items[i].accepted + depth;
       if (s.blocks.missing_blocks(position + 1) > 0) continue;  // no block for its row: the chain ends here
-      rows_.push_back(static_cast<int32_t>(depth == 0 ? first_hidden[i] + steps_[i].logit_row : static_cast<int64_t>(k)));
+      rows_.push_back(static_cast<int32_t>(depth == 0 ? draft.first_hidden[i] + steps_[i].logit_row : draft.first_hidden[k]));
       ids_.push_back(results.items[i].drafts.back());
       next_steps.push_back({.first_position = position, .blocks = &s.blocks, .decode = true, .logits = LogitsWanted::kLast});
       next_items.push_back(i);

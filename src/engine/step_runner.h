@@ -34,7 +34,7 @@ class ModelStepRunner : public StepRunner {
   // on the host's threads, until again() needs none.
   void fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again);
   void prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
-  void pool_rows(const StepItem& item, const StepResult& out);
+  void pool_rows(const StepItem& item, const StepResult& out, int64_t first);  // `first`: of its rows of hidden states
   Result<void> mtp_drafts(const StepPlan& plan, const StepResult& out, StepResults& results);
   SampleInput draft_input(const Sequence& sequence, int64_t position, const uint32_t* allowed) const;
   // False: the draft's row is needed whole. `alive`: whether there was a draft.
