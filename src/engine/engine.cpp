@@ -57,8 +57,7 @@ EngineImpl::EngineImpl(const EngineParts& parts, const EngineOptions& options, E
       owned_runner_(std::move(owned)),
       scheduler_(*parts.allocator, parts.block_tokens, scheduler_options(options, parts)),
       controller_(options.adaptive_speculation),
-      output_([this](uint64_t handle, int index) { send({.kind = Command::kStopAnswer, .handle = handle, .index = index}); }),
-      steps_(*parts.runner) {
+      output_([this](uint64_t handle, int index) { send({.kind = Command::kStopAnswer, .handle = handle, .index = index}); }) {
   update_stats();
   thread_ = std::thread([this] { loop(); });
 }
@@ -215,11 +214,10 @@ void EngineImpl::loop() {
     int64_t generating = 0;
     for (const StepItem& item : plan_.items) generating += item.wants_token;
     plan_.draft = options_.speculation != SpeculationMethod::kNone && controller_.should_draft(generating);
+    publish();  // what the step before gave: the output thread's work beside this one
     auto start = EngineClock::now();
-    steps_.launch(plan_, results_);
-    publish();  // what the step before gave, while this one runs
     state.unlock();
-    steps_.wait();
+    parts_.runner->run(plan_, results_);
     state.lock();
     auto done = EngineClock::now();
     commit(done, seconds(done - start));

@@ -1,8 +1,8 @@
 // Engine: many requests on one model. One engine thread owns all mutable state (scheduler, KV blocks, sequences); other
 // threads talk to it through bounded, thread-safe calls. docs/engine_contract.md is normative.
 //
-// Each step: commands and deadlines -> plan -> the executor thread runs the plan -> meanwhile the results of the step before
-// are handed to the output thread (text, stop texts, listeners) -> commit. Engine::submit() never blocks on a step.
+// Each step: commands and deadlines -> plan -> the results of the step before are handed to the output thread (text, stop texts,
+// listeners), which works on them meanwhile -> the plan runs -> commit. Engine::submit() never blocks on a step.
 #pragma once
 #include <functional>
 #include <memory>

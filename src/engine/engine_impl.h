@@ -13,7 +13,6 @@
 #include "engine/scheduler.h"
 #include "engine/speculation.h"
 #include "engine/step_runner.h"
-#include "engine/step_thread.h"
 
 namespace dg {
 
@@ -92,7 +91,6 @@ class EngineImpl : public Engine {
   std::condition_variable idle_;
 
   OutputThread output_;
-  StepThread steps_;
   std::thread thread_;
 };
 
