@@ -58,7 +58,9 @@ struct RequestStatus {  // one line of /debug/requests
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void on_step(int64_t /*prefill_tokens*/, int64_t /*decode_tokens*/, double /*seconds*/) {}
+  // Seconds since the step before had ended, or since this one began, if there was nothing to do in between; of these, how long the
+  // device waited for the host.
+  virtual void on_step(int64_t /*prefill_tokens*/, int64_t /*decode_tokens*/, double /*seconds*/, double /*waited*/) {}
   // Seconds since the token before (or since arrival, `first`).
   virtual void on_token(bool /*first*/, double /*seconds*/) {}
   virtual void on_request_end(const EngineRequest&, const RequestUsage&, FinishReason) {}

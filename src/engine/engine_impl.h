@@ -49,7 +49,8 @@ class EngineImpl : public Engine {
   void apply(Command& command);
   void expire(EngineClock::time_point now);
   void note_scheduled(EngineClock::time_point now);
-  void commit(EngineClock::time_point now, double seconds);
+  // `period` as in EngineObserver::on_step.
+  void commit(EngineClock::time_point now, double seconds, double period);
   void commit_tokens(const StepItem& item, ItemResult& result, EngineClock::time_point now);
   void commit_prompt_logprobs(const StepItem& item, ItemResult& result);
   void fail_all(const Error& error, EngineClock::time_point now);

@@ -113,12 +113,21 @@ Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, R
     result.logits = Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab});
     take_logits(result, rows, describe);
     DG_TRY(status());
+    note_end();
     return result;
   }
   DG_TRY(run_ranks(pass, logits));
+  note_end();
   result.hidden = ranks_[0]->result().hidden;
   result.logits = logits ? Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab}) : ranks_[0]->result().logits;
   return result;
+}
+
+void Executor::note_end() {
+  const auto began = ranks_[0]->device_began();
+  waited_s_ = last_end_ ? std::chrono::duration<double>(began - *last_end_).count() : 0;
+  if (last_end_) backend().note_wait(*last_end_, began);
+  last_end_ = std::chrono::steady_clock::now();
 }
 
 // From the device: what the rows are wanted for, or the rows.
@@ -245,6 +254,7 @@ Result<void> Executor::prepare_replays(int64_t longest_context, const std::funct
     if (progress) progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(shapes.size()));
   }
   last_layout_ = {};
+  rest();
   longest_replay_ = longest_replay(longest_context);
   return {};
 }

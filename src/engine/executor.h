@@ -1,8 +1,10 @@
 // Executor: runs plain-data steps of one model on one backend, or on several that compute it together (tensor parallel). It makes the
 // indices of a step and hands them to every rank (RankExecutor); the engine (one thread) decides what runs. Engine thread only.
 #pragma once
+#include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -91,6 +93,11 @@ class Executor {
   // Rows [first, first + count) of a step's hidden state in host memory, valid until the next call. (count, hidden)
   Tensor read_hidden(const StepResult& result, int64_t first, int64_t count) { return ranks_[0]->read_rows(result.hidden, first, count); }
 
+  // Seconds between the end of the pass before, its tokens read, and the moment that the device had the last one: it waited for the host.
+  // 0 behind rest().
+  double waited_s() const { return waited_s_; }
+  void rest() { last_end_.reset(); }  // no pass followed at once: there was nothing to do
+
   // Of rank 0, whose blocks are those of all ranks.
   Backend& backend() { return ranks_[0]->backend(); }
   Model& model() { return ranks_[0]->model(); }
@@ -110,6 +117,7 @@ class Executor {
                    const ReplayShape* shape);
   const int32_t* blocks_for(const StepSequence& sequence, int64_t kv_len, size_t index);
   Result<void> status() const;
+  void note_end();
 
   ExecutorOptions options_;
   RankGroup* group_ = nullptr;
@@ -124,6 +132,8 @@ class Executor {
   StepLayout last_layout_;                         // of the last pass, if that was of the model itself
   int64_t longest_replay_ = INT64_MAX;             // the longest that was captured
   std::function<void(int, Tensor)> observe_;
+  std::optional<std::chrono::steady_clock::time_point> last_end_;  // of the last pass
+  double waited_s_ = 0;
   std::unique_ptr<RankThreads> threads_;  // the first to go: they use all the others
 };
 

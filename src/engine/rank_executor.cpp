@@ -70,6 +70,7 @@ void RankExecutor::issue(const RankPass& pass, const std::function<void(int, Ten
 
 ForwardResult RankExecutor::run(const RankPass& pass, const std::function<ForwardResult(const Batch&)>& forward) {
   const Batch batch = upload_batch(pass);
+  device_began_ = std::chrono::steady_clock::now();
   if (pass.replay_key == 0) return forward(batch);
   backend_.begin_step(pass.slices, block_tokens_, pass.longest);
   const size_t begin = arena_.mark();  // the same in every pass of this key
@@ -78,6 +79,7 @@ ForwardResult RankExecutor::run(const RankPass& pass, const std::function<Forwar
     const ForwardResult result = forward(batch);
     replayed_[pass.replay_key] = {result, begin, arena_.mark()};
   });
+  device_began_ = std::chrono::steady_clock::now();  // a graph is handed over as a whole
   const Replayed& replayed = replayed_[pass.replay_key];
   CHECK(replayed.arena_begin == begin) << "a replayed pass begins " << begin << " bytes into the arena, not " << replayed.arena_begin;
   arena_.release(replayed.arena_end);  // what an MTP pass must not overwrite

@@ -1,6 +1,7 @@
 // RankExecutor: the part of the Executor that one device has: arena, cache, indices, forward, replayed steps, download. Each is
 // driven by a thread of its own, all with the same steps; they meet in the collectives of their backends.
 #pragma once
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -41,6 +42,9 @@ class RankExecutor {
   void finish(float* logits, int64_t vocab);
 
   const ForwardResult& result() const { return result_; }  // of the last pass
+  std::chrono::steady_clock::time_point device_began() const {
+    return device_began_;
+  }  // when the last pass was first heard of by the device
   // Rows [first, first + count) of a hidden state in host memory, until the next call.
   Tensor read_rows(const Tensor& hidden, int64_t first, int64_t count);
 
@@ -65,6 +69,7 @@ class RankExecutor {
   Arena arena_;
   Tensor carry_;  // (max_step_sequences, hidden) between passes of the MTP module
   ForwardResult result_;
+  std::chrono::steady_clock::time_point device_began_;
   struct Replayed {
     ForwardResult result;
     size_t arena_begin = 0, arena_end = 0;

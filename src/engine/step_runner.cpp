@@ -8,6 +8,8 @@
 namespace dg {
 namespace {
 
+constexpr size_t kPickedRowsOfAThread = 8;
+
 bool contains(std::span<const int32_t> ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
 
 }  // namespace
@@ -21,6 +23,8 @@ ModelStepRunner::ModelStepRunner(Executor& executor, const EngineOptions& option
 void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
   size_t n = plan.items.size();
   results.error.reset();
+  results.waited_s = 0;
+  if (!plan.follows) executor_.rest();
   if (results.items.size() < n) results.items.resize(n);
   ids_.clear();
   size_t rows = 0;
@@ -56,15 +60,14 @@ void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
     results.error = out.error();
     return;
   }
+  results.waited_s += executor_.waited_s();
   set_token_rows(plan, *out);
   for (const StepItem& item : plan.items)
     if (item.sequence->request.request.pooling != Pooling::kNone)
       pool_rows(item, *out, out->first_hidden[static_cast<size_t>(&item - plan.items.data())]);
   needed_rows_.assign(n, -1);
-  executor_.backend().host_parallel(static_cast<int64_t>(n), [&](int64_t i, int worker) {
-    auto index = static_cast<size_t>(i);
+  for_rows(n, *out, [&](size_t index, Worker& w) {
     const StepItem& item = plan.items[index];
-    Worker& w = workers_[static_cast<size_t>(worker)];
     if (item.prompt_logits) prompt_logprobs(item, *out, index, w, results.items[index]);
     if (item.wants_token && sample_item(item, *out, index, 0, w, results.items[index])) text_drafts(plan, item, results.items[index]);
   });
@@ -129,6 +132,14 @@ void ModelStepRunner::set_row(const StepResult& out, int64_t row, bool whole, Sa
   if (picked && !whole) input.picked = picked;
   else input.logits = {out.row(row), vocab_};
   input.adjusted = picked != nullptr;
+}
+
+void ModelStepRunner::for_rows(size_t count, const StepResult& out, const std::function<void(size_t, Worker&)>& fn) {
+  const size_t group = out.picks && options_.speculation != SpeculationMethod::kNgram ? kPickedRowsOfAThread : 1;
+  executor_.backend().host_parallel(static_cast<int64_t>((count + group - 1) / group), [&](int64_t g, int worker) {
+    const size_t first = static_cast<size_t>(g) * group;
+    for (size_t i = first; i < std::min(count, first + group); i++) fn(i, workers_[static_cast<size_t>(worker)]);
+  });
 }
 
 void ModelStepRunner::fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again) {
@@ -308,6 +319,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     });
   };
   DG_ASSIGN(StepResult draft, executor_.run_mtp(steps_, out.hidden, describe));
+  results.waited_s += executor_.waited_s();
   std::vector<uint8_t> alive(drafting_.size(), 1);
   while (depth < options_.draft_tokens && !drafting_.empty()) {
     auto draw = [&](size_t k, Worker& worker) {
@@ -319,9 +331,8 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
                         alive[k]);
     };
     needed_rows_.assign(drafting_.size(), -1);
-    executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int worker) {
-      const auto k = static_cast<size_t>(d);
-      if (draw(k, workers_[static_cast<size_t>(worker)])) needed_rows_[k] = -1;
+    for_rows(drafting_.size(), draft, [&](size_t k, Worker& worker) {
+      if (draw(k, worker)) needed_rows_[k] = -1;
     });
     fetch_needed(draft, drafting_.size(), draw);
     if (depth + 1 == options_.draft_tokens) break;
@@ -352,6 +363,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     alive.assign(drafting_.size(), 1);
     depth++;
     DG_ASSIGN(draft, executor_.run_mtp_again(next_steps, draft.hidden, rows_, describe));
+    results.waited_s += executor_.waited_s();
   }
   return {};
 }

@@ -109,6 +109,31 @@ TEST_P(ReplayTest, RowsOfReplayedStepsArePicked) {
   }
 }
 
+// From the end of a pass until the device has the next; not where the caller says that there was nothing to do.
+TEST_P(ReplayTest, WaitsForTheHostAreMeasured) {
+  using std::chrono::milliseconds, std::chrono::steady_clock;
+  Loaded loaded = load(DG_SOURCE_DIR "/tests/golden/" + GetParam(), std::make_unique<TapeBackend>(cpu()));
+  Executor& executor = *loaded.executor;
+  BlockTable blocks(executor.kv());
+  const std::vector<int32_t> ids = {1, 2, 3};
+  for (int step = 0; step < 6; step++) {
+    const bool prompt = step == 0;
+    const StepSequence sequence{
+        .ids = std::span(ids).first(prompt ? 3 : 1), .first_position = prompt ? 0 : 2 + step, .blocks = &blocks, .decode = !prompt};
+    if (step == 4) executor.rest();
+    const auto begin = steady_clock::now();
+    ASSERT_TRUE(executor.run({&sequence, 1}).ok());
+    const double took = std::chrono::duration<double>(steady_clock::now() - begin).count();
+    if (prompt || step == 4) {
+      EXPECT_EQ(executor.waited_s(), 0) << step;
+    } else {
+      EXPECT_GE(executor.waited_s(), 0.03) << step;
+      EXPECT_LT(executor.waited_s() - took, 10) << step;
+    }
+    std::this_thread::sleep_for(milliseconds(30));
+  }
+}
+
 // They stay within the arena that was measured for them and touch only the blocks there are; nothing captured is left.
 TEST_P(ReplayTest, LargestStepsRunBeforeThereIsACache) {
   auto tape = std::make_unique<TapeBackend>(cpu());
