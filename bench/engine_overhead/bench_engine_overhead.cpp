@@ -1,5 +1,5 @@
-// Host time of the engine per step, everything but the model: commands, plan, hand-over to the step thread, publishing and
-// commit, with 1 to 256 running sequences and a step runner that only writes tokens. Prints the median, and its parts.
+// Host time of the engine per step, everything but the model: commands, plan, publishing and commit, with 1 to 256 running sequences
+// and a step runner that only writes tokens. Prints the median, and its parts.
 #include <fmt/core.h>
 
 #include <algorithm>

@@ -10,7 +10,8 @@
 //
 // Bytes are weights and KV cache, and operations those of the step, counted by the dry backend (experts by chance); percentages are of
 // `dougong bench machine`: bytes of read bandwidth, operations of the peak of the fastest type that the weights' format allows.
-// GB/s of prefill means little: it reads the weights once per chunk.
+// The gap of a decode is what the device waited for the host between two steps: from the end of one, its tokens read, until it had the
+// next. GB/s of prefill means little: it reads the weights once per chunk.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -170,6 +171,13 @@ class Bench {
     return bench;
   }
 
+  // Of the last round, if it was a decode: from the end of a step, its tokens read, until the device had the next. Median, microseconds.
+  double gap_us() const {
+    std::vector<double> sorted = gaps_;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted.empty() ? 0 : sorted[sorted.size() / 2] * 1e6;
+  }
+
   // Seconds of one round.
   Result<double> run(const Work& work) {
     if ((work.decode && work.streams > executor().options().max_step_sequences) || work.context + steps(arguments_, work) > longest_)
@@ -177,7 +185,7 @@ class Bench {
     return work.decode ? run_decode(work) : run_prefill(work);
   }
 
-  Json report(const Work& work, std::vector<double> seconds) const {
+  Json report(const Work& work, std::vector<double> seconds, double gap_us) const {
     const double n = static_cast<double>(work.decode ? work.streams * steps(arguments_, work) : work.streams * work.context);
     const double step_count = static_cast<double>(work.decode ? steps(arguments_, work) : work.streams);
     const Cost cost = step_cost(work);
@@ -205,7 +213,8 @@ class Bench {
             {"flops_per_s", flops * per_s},
             {"of_read", read > 0 ? bytes * per_s / read : 0},
             {"of_peak", peak > 0 ? flops * per_s / peak : 0},
-            {"peak_type", math_type_name(multiplied)}};
+            {"peak_type", math_type_name(multiplied)},
+            {"gap_us", gap_us}};
   }
 
   Json header() const {
@@ -303,6 +312,7 @@ class Bench {
     }
     std::vector<StepSequence> sequences(tables_.size());
     std::vector<int32_t> ids;
+    gaps_.clear();
     const int64_t count = steps(arguments_, work);
     const double begin = now_s();
     for (int64_t step = 0; step < count; step++) {
@@ -310,6 +320,7 @@ class Bench {
       for (size_t i = 0; i < sequences.size(); i++)
         sequences[i] = {.ids = std::span(ids).subspan(i, 1), .first_position = work.context + step, .blocks = &tables_[i], .decode = true};
       DG_TRY(executor().run(sequences, pick_greedily));
+      if (step > 0) gaps_.push_back(executor().waited_s());
     }
     const double seconds = now_s() - begin;
     for (BlockTable& table : tables_) table.truncate(work.context);
@@ -319,6 +330,7 @@ class Bench {
   const Arguments& arguments_;
   std::unique_ptr<OpenedModel> opened_;
   std::vector<BlockTable> tables_;  // of the last decode; destroyed before the pool they give their blocks back to
+  std::vector<double> gaps_;        // of the last decode
   int64_t filled_ = 0, longest_ = 0;
   MachineLimits limits_;
   bool device_ = false;  // limits_ are of the backend's device, whose products are of bf16
@@ -352,7 +364,7 @@ Result<int> interactive(Bench& bench) {
       return input_error(fmt::format("standard input: expected `prefill N` or `decode BxC [TOKENS]`, found \"{}\"", line));
     }
     DG_ASSIGN(const double seconds, bench.run(work));
-    print_line(bench.report(work, {seconds}));
+    print_line(bench.report(work, {seconds}, work.decode ? bench.gap_us() : 0));
   }
   return 0;
 }
@@ -363,26 +375,26 @@ Result<int> run(int argc, char** argv) {
   if (arguments.interactive) return interactive(*bench);
   const Json header = bench->header();
   if (!arguments.json)
-    fmt::print("{}, {}, weights {:.2f} GB ({}), loaded in {:.2f} s\n{}\n\n{:<16} {:>10}  {:<22} {:>8} {:>8} {:>9} {:>8}\n",
+    fmt::print("{}, {}, weights {:.2f} GB ({}), loaded in {:.2f} s\n{}\n\n{:<16} {:>10}  {:<22} {:>8} {:>8} {:>9} {:>8} {:>8}\n",
                header["model"].get<std::string>(), header["backend"].get<std::string>(), header["weight_bytes"].get<double>() * 1e-9,
                header["format"].get<std::string>(), header["load_s"].get<double>(), header["limits"].get<std::string>(), "work", "tokens/s",
-               "lowest - highest", "GB/s", "of read", "TFLOP/s", "of peak");
-  std::vector<std::vector<double>> seconds(arguments.work.size());
+               "lowest - highest", "GB/s", "of read", "TFLOP/s", "of peak", "gap us");
+  std::vector<std::vector<double>> seconds(arguments.work.size()), gaps(arguments.work.size());
   // Rounds are interleaved, so that a busy minute of the machine does not fall on one line alone. The first one is for caches and pages.
   for (int64_t round = 0; round <= arguments.rounds; round++)
     for (size_t i = 0; i < arguments.work.size(); i++) {
       DG_ASSIGN(const double s, bench->run(arguments.work[i]));
-      if (round > 0) seconds[i].push_back(s);
+      if (round > 0) seconds[i].push_back(s), gaps[i].push_back(arguments.work[i].decode ? bench->gap_us() : 0);
     }
   Json results = Json::array();
   for (size_t i = 0; i < arguments.work.size(); i++) {
-    const Json r = bench->report(arguments.work[i], seconds[i]);
+    const Json r = bench->report(arguments.work[i], seconds[i], measured(gaps[i]).median);
     results.push_back(r);
     if (!arguments.json)
-      fmt::print("{:<16} {:>10.2f}  {:<22} {:>8.2f} {:>7.0f}% {:>9.3f} {:>7.1f}%\n", r["work"].get<std::string>(),
+      fmt::print("{:<16} {:>10.2f}  {:<22} {:>8.2f} {:>7.0f}% {:>9.3f} {:>7.1f}% {:>8}\n", r["work"].get<std::string>(),
                  r["tokens_per_s"].get<double>(), fmt::format("{:.2f} - {:.2f}", r["low"].get<double>(), r["high"].get<double>()),
                  r["bytes_per_s"].get<double>() * 1e-9, 100 * r["of_read"].get<double>(), r["flops_per_s"].get<double>() * 1e-12,
-                 100 * r["of_peak"].get<double>());
+                 100 * r["of_peak"].get<double>(), arguments.work[i].decode ? fmt::format("{:.1f}", r["gap_us"].get<double>()) : "-");
   }
   if (arguments.json) {
     Json out = header;

@@ -351,6 +351,8 @@ Result<std::unique_ptr<OpenedModel>> open_model(const std::string& name_or_path,
   executor.max_step_tokens = std::max({options.max_step_tokens, options.max_sequences, int64_t{1}});
   executor.max_logit_rows = options.max_logit_rows > 0 ? options.max_logit_rows : options.max_sequences;
   executor.max_decode_rows = options.max_decode_rows;
+  executor.mtp_drafts = options.mtp_drafts && opened->model->mtp_modules() > 0;
+  executor.draft_tokens = executor.mtp_drafts || !options.mtp_drafts ? options.draft_tokens : 0;
   auto arena_bytes = [&](Model& model, int64_t longest_context) {
     return measure_arena_bytes(model, executor.max_step_tokens, executor.max_step_sequences, longest_context, executor.max_logit_rows,
                                options.max_decode_rows);

@@ -36,6 +36,8 @@ struct OpenOptions {
   int64_t max_sequences = 1;
   int64_t max_logit_rows = 0;   // 0: one per sequence
   int64_t max_decode_rows = 0;  // generation rows of one step, with drafts; 0: one per sequence
+  int64_t draft_tokens = 0;     // ExecutorOptions; 0 where mtp_drafts are wanted and the checkpoint has no module
+  bool mtp_drafts = false;
   // Share of the memory that is free after loading that the KV cache may take (serve), or its bytes. Both 0: room for
   // max_sequences contexts of max_model_len. The longest context then shrinks to what fits, unless max_model_len is set.
   double kv_memory_share = 0;

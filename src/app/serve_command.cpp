@@ -139,7 +139,9 @@ Result<int> run_serve(const Options& options) {
   if (options.flag("deterministic") && open.backend == "cuda")
     return input_error("--deterministic: results of the cuda backend may depend on what runs beside them; use --backend cpu");
   open.max_sequences = options.integer("max-num-seqs");
-  int64_t rows = options.integer("max-num-seqs") * (1 + (options.text("spec-method") == "none" ? 0 : options.integer("spec-tokens")));
+  open.draft_tokens = options.text("spec-method") == "none" ? 0 : options.integer("spec-tokens");
+  open.mtp_drafts = options.text("spec-method") != "none" && options.text("spec-method") != "ngram";
+  const int64_t rows = options.integer("max-num-seqs") * (1 + open.draft_tokens);
   open.max_step_tokens = std::max(open.max_step_tokens, rows);
   open.max_logit_rows = open.max_decode_rows = rows;
   open.kv_memory_share = 0.6;

@@ -5,6 +5,7 @@
 // waits. Scratch an op needs comes from the arena passed with it. Fused ops (* in ops.h) have a default body made of
 // primitives, so a new backend starts correct and becomes fast one override at a time.
 #pragma once
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -83,6 +84,8 @@ class Backend {
   virtual void begin_step(std::span<const SequenceSlice>, int64_t /*block_tokens*/, int64_t /*longest_kv*/) {}
   virtual void replay(uint64_t /*key*/, const std::function<void()>& issue) { issue(); }
   virtual void forget_replays() {}  // all of them, with their memory
+  // Between these the device had nothing to do because the host was busy: for whoever draws it.
+  virtual void note_wait(std::chrono::steady_clock::time_point /*from*/, std::chrono::steady_clock::time_point /*to*/) {}
   // Work of the host beside the ops, as sampling: calls fn(i, worker) for i in [0, n), worker below host_workers(), on the
   // threads that the backend has anyway. fn must not throw or call the backend.
   virtual void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) {

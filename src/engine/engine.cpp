@@ -57,8 +57,7 @@ EngineImpl::EngineImpl(const EngineParts& parts, const EngineOptions& options, E
       owned_runner_(std::move(owned)),
       scheduler_(*parts.allocator, parts.block_tokens, scheduler_options(options, parts)),
       controller_(options.adaptive_speculation),
-      output_([this](uint64_t handle, int index) { send({.kind = Command::kStopAnswer, .handle = handle, .index = index}); }),
-      steps_(*parts.runner) {
+      output_([this](uint64_t handle, int index) { send({.kind = Command::kStopAnswer, .handle = handle, .index = index}); }) {
   update_stats();
   thread_ = std::thread([this] { loop(); });
 }
@@ -187,6 +186,7 @@ std::vector<RequestStatus> EngineImpl::requests() const {
 void EngineImpl::loop() {
   std::unique_lock state(state_mutex_);
   bool checked = false;
+  EngineClock::time_point done{};
   while (true) {
     take_commands();
     {
@@ -197,6 +197,7 @@ void EngineImpl::loop() {
     expire(now);
     scheduler_.plan(plan_);
     if (plan_.items.empty()) {
+      done = {};
       publish();
       update_stats();
       if (!checked && scheduler_.requests() == 0) scheduler_.check_integrity(), checked = true;
@@ -215,14 +216,15 @@ void EngineImpl::loop() {
     int64_t generating = 0;
     for (const StepItem& item : plan_.items) generating += item.wants_token;
     plan_.draft = options_.speculation != SpeculationMethod::kNone && controller_.should_draft(generating);
+    publish();  // what the step before gave: the output thread's work beside this one
     auto start = EngineClock::now();
-    steps_.launch(plan_, results_);
-    publish();  // what the step before gave, while this one runs
+    plan_.follows = done != EngineClock::time_point{};
+    const EngineClock::time_point since = plan_.follows ? done : start;
     state.unlock();
-    steps_.wait();
+    parts_.runner->run(plan_, results_);
     state.lock();
-    auto done = EngineClock::now();
-    commit(done, seconds(done - start));
+    done = EngineClock::now();
+    commit(done, seconds(done - start), seconds(done - since));
     update_stats();
   }
   scheduler_.for_each([&](RequestState& r) {
@@ -291,7 +293,7 @@ void EngineImpl::note_scheduled(EngineClock::time_point now) {
   }
 }
 
-void EngineImpl::commit(EngineClock::time_point now, double step_s) {
+void EngineImpl::commit(EngineClock::time_point now, double step_s, double period) {
   stats_.steps++;
   stats_.last_step_s = step_s;
   if (results_.error) {
@@ -350,7 +352,7 @@ void EngineImpl::commit(EngineClock::time_point now, double step_s) {
   stats_.generated_tokens += static_cast<uint64_t>(tokens);
   if (plan_.prefill_tokens == 0) controller_.record(generating, tokens, step_s, drafted);
   stats_.speculating = options_.speculation != SpeculationMethod::kNone && controller_.drafting(std::max<int64_t>(1, generating));
-  if (observer_) observer_->on_step(plan_.prefill_tokens, plan_.decode_tokens, step_s);
+  if (observer_) observer_->on_step(plan_.prefill_tokens, plan_.decode_tokens, period, results_.waited_s);
 }
 
 void EngineImpl::fail_all(const Error& error, EngineClock::time_point now) {

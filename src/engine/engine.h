@@ -1,8 +1,8 @@
 // Engine: many requests on one model. One engine thread owns all mutable state (scheduler, KV blocks, sequences); other
 // threads talk to it through bounded, thread-safe calls. docs/engine_contract.md is normative.
 //
-// Each step: commands and deadlines -> plan -> the executor thread runs the plan -> meanwhile the results of the step before
-// are handed to the output thread (text, stop texts, listeners) -> commit. Engine::submit() never blocks on a step.
+// Each step: commands and deadlines -> plan -> the results of the step before are handed to the output thread (text, stop texts,
+// listeners), which works on them meanwhile -> the plan runs -> commit. Engine::submit() never blocks on a step.
 #pragma once
 #include <functional>
 #include <memory>
@@ -58,7 +58,9 @@ struct RequestStatus {  // one line of /debug/requests
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;
-  virtual void on_step(int64_t /*prefill_tokens*/, int64_t /*decode_tokens*/, double /*seconds*/) {}
+  // Seconds since the step before had ended, or since this one began, if there was nothing to do in between; of these, how long the
+  // device waited for the host.
+  virtual void on_step(int64_t /*prefill_tokens*/, int64_t /*decode_tokens*/, double /*seconds*/, double /*waited*/) {}
   // Seconds since the token before (or since arrival, `first`).
   virtual void on_token(bool /*first*/, double /*seconds*/) {}
   virtual void on_request_end(const EngineRequest&, const RequestUsage&, FinishReason) {}

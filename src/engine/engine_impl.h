@@ -13,7 +13,6 @@
 #include "engine/scheduler.h"
 #include "engine/speculation.h"
 #include "engine/step_runner.h"
-#include "engine/step_thread.h"
 
 namespace dg {
 
@@ -50,7 +49,8 @@ class EngineImpl : public Engine {
   void apply(Command& command);
   void expire(EngineClock::time_point now);
   void note_scheduled(EngineClock::time_point now);
-  void commit(EngineClock::time_point now, double seconds);
+  // `period` as in EngineObserver::on_step.
+  void commit(EngineClock::time_point now, double seconds, double period);
   void commit_tokens(const StepItem& item, ItemResult& result, EngineClock::time_point now);
   void commit_prompt_logprobs(const StepItem& item, ItemResult& result);
   void fail_all(const Error& error, EngineClock::time_point now);
@@ -92,7 +92,6 @@ class EngineImpl : public Engine {
   std::condition_variable idle_;
 
   OutputThread output_;
-  StepThread steps_;
   std::thread thread_;
 };
 

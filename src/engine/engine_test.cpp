@@ -19,7 +19,7 @@ using namespace std::chrono_literals;
 // The next token is a function of the sequence's length and seed; drafts are right while they follow the same rule.
 class CountingRunner : public StepRunner {
  public:
-  std::atomic<int64_t> steps{0};
+  std::atomic<int64_t> steps{0}, following{0};
   std::atomic<int> fail_at{-1};
   ErrorKind fail_as = ErrorKind::kDevice;
   std::chrono::microseconds step_time{0};
@@ -44,6 +44,8 @@ class CountingRunner : public StepRunner {
     }
     if (step_time > 0us) std::this_thread::sleep_for(step_time);
     results.error.reset();
+    results.waited_s = plan.follows ? 0.25 : 0;
+    following += plan.follows;
     results.items.resize(std::max(results.items.size(), plan.items.size()));
     if (steps++ == fail_at) results.error = Error{fail_as, "the device is gone"};
     for (size_t i = 0; i < plan.items.size(); i++) {
@@ -78,6 +80,12 @@ class CountingRunner : public StepRunner {
   std::mutex mutex_;
   std::condition_variable released_;
   bool held_ = false;
+};
+
+class StepTimes : public EngineObserver {
+ public:
+  void on_step(int64_t, int64_t, double seconds, double waited) override { steps.push_back({seconds, waited}); }
+  std::vector<std::pair<double, double>> steps;
 };
 
 class Collector : public RequestListener {
@@ -128,7 +136,7 @@ class EngineTest : public ::testing::Test {
   }
   static void TearDownTestSuite() { tokenizer_.reset(); }
 
-  void start(EngineOptions options, int64_t blocks = 256) {
+  void start(EngineOptions options, int64_t blocks = 256, EngineObserver* observer = nullptr) {
     allocator_ = std::make_unique<BlockAllocator>(blocks);
     EngineParts parts{.runner = &runner_,
                       .allocator = allocator_.get(),
@@ -136,7 +144,7 @@ class EngineTest : public ::testing::Test {
                       .vocab = 4096,
                       .max_logit_rows = 4 * options.max_running,
                       .tokenizer = tokenizer_.get()};
-    engine_ = Engine::create(parts, options);
+    engine_ = Engine::create(parts, options, observer);
   }
   static EngineOptions options() { return {.max_model_len = 512, .max_step_tokens = 64, .max_running = 8, .max_waiting = 64}; }
   static EngineRequest request(int prompt, int64_t max_tokens) {
@@ -183,6 +191,29 @@ TEST_F(EngineTest, ManyRequestsGetTheirOwnTokensInOrder) {
     EXPECT_EQ(c.text_, tokenizer_->decode(c.ids_, true));
   }
   expect_nothing_left();
+}
+
+// A step follows the one before unless the engine had nothing to do in between: that is no wait of the device for the host.
+TEST_F(EngineTest, TimesOfStepsLeaveIdlenessOut) {
+  StepTimes times;
+  runner_.step_time = 2000us;
+  start(options(), 256, &times);
+  for (int i = 0; i < 3; i++) {
+    auto c = std::make_shared<Collector>();
+    ASSERT_TRUE(engine_->submit(request(5, 10), c).ok());
+    ASSERT_TRUE(c->wait());
+    expect_nothing_left();
+    std::this_thread::sleep_for(300ms);
+  }
+  const int64_t steps = runner_.steps, following = runner_.following;
+  engine_.reset();
+  ASSERT_EQ(times.steps.size(), static_cast<size_t>(steps));
+  EXPECT_EQ(steps - following, 3);
+  double waited = 0, all = 0, shortest = 1;
+  for (auto [seconds, wait] : times.steps) all += seconds, waited += wait, shortest = std::min(shortest, seconds);
+  EXPECT_DOUBLE_EQ(waited, 0.25 * static_cast<double>(following));
+  EXPECT_GE(shortest, 0.002);
+  EXPECT_LT(all, 0.002 * static_cast<double>(steps) + 0.5) << "without 0.9 s of idleness";
 }
 
 TEST_F(EngineTest, SpeculationGivesTheSameTokensInFewerSteps) {

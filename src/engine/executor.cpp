@@ -2,13 +2,10 @@
 
 #include <algorithm>
 
-#include "engine/warm_up.h"
-
 namespace dg {
 namespace {
 
 constexpr int64_t kMostPickedRows = 512;  // of a step; all rows of a larger one are read
-uint64_t replay_key(int64_t longest, int64_t size) { return static_cast<uint64_t>(longest) << 32 | static_cast<uint64_t>(size); }
 
 }  // namespace
 
@@ -26,7 +23,9 @@ Result<std::unique_ptr<Executor>> Executor::create(std::span<const ExecutorRank>
     DG_ASSIGN(auto made, RankExecutor::create(rank.backend, rank.model, options));
     executor->ranks_.push_back(std::move(made));
   }
-  executor->padding_block_ = static_cast<int32_t>((options.kv_tokens + options.block_tokens - 1) / options.block_tokens);
+  const auto padding_block = static_cast<int32_t>((options.kv_tokens + options.block_tokens - 1) / options.block_tokens);
+  executor->padding_blocks_.assign(static_cast<size_t>(options.draft_tokens / options.block_tokens + 1), padding_block);
+  executor->more_blocks_.resize(static_cast<size_t>(options.max_step_sequences));
   executor->indices_.resize(static_cast<size_t>(4 * options.max_step_tokens));
   if (Backend& backend = ranks[0].backend; ranks.size() > 1 || !backend.host_memory()) {
     const int64_t bytes = options.max_logit_rows * ranks[0].model.config().vocab * 4;
@@ -95,41 +94,16 @@ Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, R
       return reserved.error();
     }
   }
-  int64_t tokens = 0, rows = 0;
-  for (const StepSequence& s : sequences) tokens += static_cast<int64_t>(s.ids.size());
-  CHECK(tokens <= options_.max_step_tokens) << tokens << " rows";
-  int32_t *ids = indices_.data(), *positions = ids + tokens, *slots = positions + tokens, *logit_rows = slots + tokens;
-  tokens = 0;
   StepResult result;
-  slices_.clear();
-  for (const StepSequence& s : sequences) {
-    auto count = static_cast<int64_t>(s.ids.size());
-    CHECK(count > 0);
-    slices_.push_back({.q_begin = static_cast<int>(tokens),
-                       .q_len = static_cast<int>(count),
-                       .kv_len = static_cast<int>(s.first_position + count),
-                       .blocks = s.blocks->blocks().data(),
-                       .decode = s.decode});
-    result.first_row.push_back(rows);
-    for (int64_t i = 0; i < count; i++) {
-      ids[tokens + i] = s.ids[static_cast<size_t>(i)];
-      positions[tokens + i] = static_cast<int32_t>(s.first_position + i);
-      slots[tokens + i] = s.blocks->slot(s.first_position + i);
-      bool wanted = s.logits == LogitsWanted::kAll || (s.logits == LogitsWanted::kLast && i + 1 == count) ||
-                    (s.logits == LogitsWanted::kRow && i == s.logit_row);
-      if (wanted) logit_rows[rows++] = static_cast<int32_t>(tokens + i);
-    }
-    tokens += count;
-  }
-  CHECK(rows <= options_.max_logit_rows && static_cast<int64_t>(sequences.size()) <= options_.max_step_sequences);
-
-  if (pass.kind == RankPass::Kind::kMain) pass.replay_key = pad_for_replay(sequences, &tokens, &rows);
-  pass.indices = std::span(indices_).first(static_cast<size_t>(3 * tokens + rows));
-  pass.tokens = tokens;
-  pass.rows = rows;
-  pass.slices = slices_;
-  pass.wanted_rows = static_cast<int64_t>(sequences.size());
-  if (pass.replay_key != 0) rows = pass.wanted_rows;
+  StepLayout layout;
+  const bool after_main = pass.kind == RankPass::Kind::kMtp && pass.hidden_offset == 0;
+  if (backend().replays() && !observe_) layout = choose_layout(options_, sequences, longest_replay_);
+  // The module's rows lie as those of the pass that its hidden states come from.
+  if (pass.kind == RankPass::Kind::kMtp && !(after_main && layout == last_layout_)) layout = {};
+  pass = lay_out(sequences, pass, layout, &result, nullptr);
+  CHECK(pass.kind != RankPass::Kind::kMtp || pass.hidden.rows() == pass.tokens) << pass.hidden.rows() << " rows of " << pass.tokens;
+  last_layout_ = pass.kind == RankPass::Kind::kMain ? layout : StepLayout();
+  const int64_t rows = pass.wanted_rows;
   auto* logits = host_logits_ ? static_cast<float*>(host_logits_->data()) : nullptr;
   if (picks_ && describe) {
     DG_TRY(status());
@@ -139,12 +113,21 @@ Result<StepResult> Executor::run_pass(std::span<const StepSequence> sequences, R
     result.logits = Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab});
     take_logits(result, rows, describe);
     DG_TRY(status());
+    note_end();
     return result;
   }
   DG_TRY(run_ranks(pass, logits));
+  note_end();
   result.hidden = ranks_[0]->result().hidden;
   result.logits = logits ? Tensor::of(logits, Dtype::kF32, {rows, model().config().vocab}) : ranks_[0]->result().logits;
   return result;
+}
+
+void Executor::note_end() {
+  const auto began = ranks_[0]->device_began();
+  waited_s_ = last_end_ ? std::chrono::duration<double>(began - *last_end_).count() : 0;
+  if (last_end_) backend().note_wait(*last_end_, began);
+  last_end_ = std::chrono::steady_clock::now();
 }
 
 // From the device: what the rows are wanted for, or the rows.
@@ -173,64 +156,106 @@ void Executor::read_logits(const StepResult& result, std::span<const int64_t> ro
   }
 }
 
-// Decode rows of sequences one token further each: their number is rounded up to one of a few, and the longest context to a power of
-// two, so that few graphs serve all steps.
-uint64_t Executor::pad_for_replay(std::span<const StepSequence> sequences, int64_t* tokens, int64_t* rows) {
-  if (!backend().replays() || observe_) return 0;
-  auto count = static_cast<int64_t>(sequences.size());
-  int64_t longest = kShortestReplay;
-  for (const StepSequence& s : sequences) {
-    if (!s.decode || s.ids.size() != 1 || s.logits != LogitsWanted::kLast) return 0;
-    while (longest <= s.first_position) longest *= 2;
-  }
-  const int64_t size = replay_size(count);
-  if (size < count) return 0;
-  pad_rows(count, size);
-  *tokens = *rows = size;
-  return replay_key(longest, size);
+// The blocks that `kv_len` rows of the sequence lie in. Rows that fill it up may have none.
+const int32_t* Executor::blocks_for(const StepSequence& sequence, int64_t kv_len, size_t index) {
+  const auto& own = sequence.blocks->blocks();
+  const auto needed = static_cast<size_t>((kv_len + options_.block_tokens - 1) / options_.block_tokens);
+  if (needed <= own.size()) return own.data();
+  std::vector<int32_t>& more = more_blocks_[index];
+  more.assign(own.begin(), own.end());
+  more.resize(needed, padding_blocks_[0]);
+  return more.data();
 }
 
-int64_t Executor::replay_size(int64_t count) const {
-  const int64_t most = std::min({options_.max_step_sequences, options_.max_logit_rows, options_.max_step_tokens});
-  return replay_rows(count, most);
-}
-
-// Rows that fill a step of `count` decode rows up to `size` read and write the padding block.
-void Executor::pad_rows(int64_t count, int64_t size) {
-  // The four lists of indices lie behind each other without gaps: move them apart first.
-  int32_t* at = indices_.data();
-  for (int part = 3; part > 0; part--) std::copy_backward(at + part * count, at + (part + 1) * count, at + part * size + count);
-  for (int64_t i = count; i < size; i++) {
-    at[i] = at[size + i] = 0;
-    at[2 * size + i] = padding_block_ * options_.block_tokens;
-    at[3 * size + i] = static_cast<int32_t>(i);
-    slices_.push_back({.q_begin = static_cast<int>(i), .q_len = 1, .kv_len = 1, .blocks = &padding_block_, .decode = true});
+RankPass Executor::lay_out(std::span<const StepSequence> sequences, RankPass pass, const StepLayout& layout, StepResult* result,
+                           const ReplayShape* shape) {
+  int64_t tokens = 0, rows = 0;
+  for (const StepSequence& s : sequences) tokens += static_cast<int64_t>(s.ids.size());
+  if (layout.padded()) tokens = layout.tokens();
+  CHECK(tokens <= options_.max_step_tokens) << tokens << " rows";
+  CHECK(static_cast<int64_t>(sequences.size()) <= options_.max_step_sequences) << sequences.size() << " sequences";
+  int32_t *ids = indices_.data(), *positions = ids + tokens, *slots = positions + tokens, *logit_rows = slots + tokens;
+  if (layout.padded()) {
+    std::fill(ids, slots, 0);
+    std::fill(slots, slots + tokens, padding_blocks_[0] * options_.block_tokens);
   }
+  slices_.clear();
+  auto add_slice = [&](int64_t begin, int64_t count, int64_t kv_len, const int32_t* blocks, bool decode) {
+    slices_.push_back({.q_begin = static_cast<int>(begin),
+                       .q_len = static_cast<int>(count),
+                       .kv_len = static_cast<int>(kv_len),
+                       .blocks = blocks,
+                       .decode = decode});
+  };
+  int64_t at = 0;
+  for (size_t k = 0; k < sequences.size(); k++) {
+    const StepSequence& s = sequences[k];
+    const auto count = static_cast<int64_t>(s.ids.size());
+    CHECK(count > 0);
+    const int64_t own = layout.padded() && !layout.split ? layout.width : count;
+    if (layout.split) {
+      for (int64_t i = 0; i < count; i++) add_slice(at + i, 1, s.first_position + i + 1, s.blocks->blocks().data(), true);
+    } else {
+      add_slice(at, own, s.first_position + own, blocks_for(s, s.first_position + own, k), s.decode);
+    }
+    result->first_row.push_back(rows);
+    result->first_hidden.push_back(at);
+    for (int64_t i = 0; i < count; i++) {
+      ids[at + i] = s.ids[static_cast<size_t>(i)];
+      positions[at + i] = static_cast<int32_t>(s.first_position + i);
+      slots[at + i] = s.blocks->slot(s.first_position + i);
+      const bool wanted = s.logits == LogitsWanted::kAll || (s.logits == LogitsWanted::kLast && i + 1 == count) ||
+                          (s.logits == LogitsWanted::kRow && i == s.logit_row);
+      if (wanted) logit_rows[rows++] = static_cast<int32_t>(at + i);
+    }
+    at += own;
+  }
+  CHECK(rows <= options_.max_logit_rows) << rows << " rows of logits";
+  pass.wanted_rows = rows;
+  for (; at < tokens; at += layout.width) add_slice(at, layout.width, layout.width, padding_blocks_.data(), true);
+  std::optional<ReplayShape> found;
+  if (!shape && layout.padded()) {
+    found = replay_shape(options_, pass.kind, layout, rows);
+    shape = found ? &*found : nullptr;
+  }
+  if (shape) {
+    pass.replay_key = shape->key();
+    pass.longest = layout.longest;
+    std::fill(logit_rows + rows, logit_rows + shape->logit_rows(), 0);
+    rows = shape->logit_rows();
+  }
+  pass.indices = std::span(indices_).first(static_cast<size_t>(3 * tokens + rows));
+  pass.tokens = tokens;
+  pass.rows = rows;
+  pass.slices = slices_;
+  return pass;
 }
 
 Result<void> Executor::prepare_replays(int64_t longest_context, const std::function<void(int64_t, int64_t)>& progress) {
   if (!backend().replays()) return {};
-  std::vector<uint64_t> keys;
-  int64_t longest = kShortestReplay;
-  while (longest < longest_context) longest *= 2;
-  // The largest first: they need the most workspace, and graphs hold its address.
-  for (; longest >= kShortestReplay; longest /= 2)
-    for (int64_t count = replay_size(options_.max_step_sequences); count > 0; count--)
-      if (replay_size(count) == count) keys.push_back(replay_key(longest, count));
-  for (size_t i = 0; i < keys.size(); i++) {
-    const auto size = static_cast<int64_t>(keys[i] & 0xffffffff);
-    slices_.clear();
-    pad_rows(0, size);
-    const RankPass pass{.indices = std::span(indices_).first(static_cast<size_t>(4 * size)),
-                        .tokens = size,
-                        .rows = size,
-                        .slices = slices_,
-                        .replay_key = keys[i],
-                        .wanted_rows = size};
-    threads_->run([&](int rank) { ranks_[static_cast<size_t>(rank)]->prepare(pass); });
-    DG_TRY(status());
-    if (progress) progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(keys.size()));
+  const std::vector<ReplayShape> shapes = replay_shapes(options_, longest_context);
+  const std::vector<int32_t> first_rows(static_cast<size_t>(options_.max_step_sequences), 0);
+  for (size_t i = 0; i < shapes.size(); i++) {
+    const ReplayShape& shape = shapes[i];
+    StepResult none;
+    auto issue = [&](const RankPass& pass) {
+      threads_->run([&](int rank) {
+        ranks_[static_cast<size_t>(rank)]->issue(pass, {});
+        ranks_[static_cast<size_t>(rank)]->backend().synchronise();
+      });
+      return status();
+    };
+    for (int turn = 0; turn < 2; turn++) {  // the first chooses kernels, the second is captured
+      // The module goes on from where a pass of the model has ended.
+      if (shape.kind == RankPass::Kind::kMtp) DG_TRY(issue(lay_out({}, {}, shape.layout, &none, nullptr)));
+      const auto carried = std::span(first_rows).first(static_cast<size_t>(shape.layout.slices));
+      DG_TRY(issue(lay_out({}, {.kind = shape.kind, .carried_rows = carried}, shape.layout, &none, &shape)));
+    }
+    if (progress) progress(static_cast<int64_t>(i) + 1, static_cast<int64_t>(shapes.size()));
   }
+  last_layout_ = {};
+  rest();
+  longest_replay_ = longest_replay(longest_context);
   return {};
 }
 

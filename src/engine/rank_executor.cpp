@@ -36,58 +36,54 @@ Batch RankExecutor::upload_batch(const RankPass& pass) {
 
 // The hidden state that rank 0 means, as this rank has it.
 Tensor RankExecutor::own_hidden(const RankPass& pass) const {
+  if (!pass.hidden.valid()) return result_.hidden;
   Tensor own = pass.hidden;
   own.data = static_cast<std::byte*>(result_.hidden.data) + pass.hidden_offset;
   return own;
 }
 
 void RankExecutor::issue(const RankPass& pass, const std::function<void(int, Tensor)>& observe) {
-  Ctx ctx{backend_, arena_, *kv_, observe};
+  Ctx ctx{backend_, arena_, *kv_, pass.replay_key != 0 ? std::function<void(int, Tensor)>() : observe};
   switch (pass.kind) {
-    case RankPass::Kind::kMain: {
+    case RankPass::Kind::kMain:
       arena_.release(0);
-      result_ = pass.replay_key != 0 ? replay(pass) : model_.forward(ctx, upload_batch(pass));
-      if (pass.replay_key != 0) {
-        result_.logits = result_.logits.slice(0, 0, pass.wanted_rows);
-        result_.hidden = result_.hidden.slice(0, 0, pass.wanted_rows);
-      }
-      return;
+      result_ = run(pass, [&](const Batch& batch) { return model_.forward(ctx, batch); });
+      break;
+    case RankPass::Kind::kMtp: {  // `hidden` lies at the start of the arena: it stays
+      const Tensor hidden = own_hidden(pass);
+      result_ = run(pass, [&](const Batch& batch) { return model_.mtp_forward(ctx, batch, hidden); });
+      break;
     }
-    case RankPass::Kind::kMtp:  // `hidden` lies at the start of the arena: it stays
-      result_ = model_.mtp_forward(ctx, upload_batch(pass), own_hidden(pass));
-      return;
     case RankPass::Kind::kMtpAgain: {
       const auto n = static_cast<int64_t>(pass.carried_rows.size());
-      CHECK(n <= carry_.rows());
-      const Tensor carried = carry_.slice(0, 0, n);
+      CHECK(n <= pass.tokens && pass.tokens <= carry_.rows());
       backend_.upload(index_memory_->data(), pass.carried_rows.data(), pass.carried_rows.size_bytes());
-      backend_.gather_rows({.out = carried, .x = own_hidden(pass), .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
+      backend_.gather_rows(
+          {.out = carry_.slice(0, 0, n), .x = own_hidden(pass), .rows = Tensor::of(index_memory_->data(), Dtype::kI32, {n})});
       arena_.release(0);
-      result_ = model_.mtp_forward(ctx, upload_batch(pass), carried);
-      return;
+      result_ = run(pass, [&](const Batch& batch) { return model_.mtp_forward(ctx, batch, carry_.slice(0, 0, pass.tokens)); });
+      break;
     }
   }
+  if (result_.logits.valid() && result_.logits.rows() > pass.wanted_rows) result_.logits = result_.logits.slice(0, 0, pass.wanted_rows);
 }
 
-ForwardResult RankExecutor::replay(const RankPass& pass) {
+ForwardResult RankExecutor::run(const RankPass& pass, const std::function<ForwardResult(const Batch&)>& forward) {
   const Batch batch = upload_batch(pass);
-  backend_.begin_step(pass.slices, block_tokens_, static_cast<int64_t>(pass.replay_key >> 32));
+  device_began_ = std::chrono::steady_clock::now();
+  if (pass.replay_key == 0) return forward(batch);
+  backend_.begin_step(pass.slices, block_tokens_, pass.longest);
+  const size_t begin = arena_.mark();  // the same in every pass of this key
   backend_.replay(pass.replay_key, [&] {
-    arena_.release(0);
-    Ctx ctx{backend_, arena_, *kv_, {}};
-    const ForwardResult result = model_.forward(ctx, batch);
-    replayed_[pass.replay_key] = {result, arena_.mark()};
+    arena_.release(begin);
+    const ForwardResult result = forward(batch);
+    replayed_[pass.replay_key] = {result, begin, arena_.mark()};
   });
+  device_began_ = std::chrono::steady_clock::now();  // a graph is handed over as a whole
   const Replayed& replayed = replayed_[pass.replay_key];
-  arena_.release(replayed.arena_mark);  // what an MTP pass must not overwrite
+  CHECK(replayed.arena_begin == begin) << "a replayed pass begins " << begin << " bytes into the arena, not " << replayed.arena_begin;
+  arena_.release(replayed.arena_end);  // what an MTP pass must not overwrite
   return replayed.result;
-}
-
-void RankExecutor::prepare(const RankPass& pass) {
-  for (int run = 0; run < 2; run++) {
-    replay(pass);
-    backend_.synchronise();
-  }
 }
 
 void RankExecutor::finish(float* logits, int64_t vocab) {

@@ -27,7 +27,8 @@ struct StepItem {
 struct StepPlan {
   std::vector<StepItem> items;
   int64_t prefill_tokens = 0, decode_tokens = 0;
-  bool draft = false;  // propose drafts for the next step
+  bool draft = false;    // propose drafts for the next step
+  bool follows = false;  // the step before ended just now: until this one begins, the device waits for the host
   void clear() {
     items.clear();
     prefill_tokens = decode_tokens = 0;
@@ -49,6 +50,7 @@ struct ItemResult {
 struct StepResults {
   std::vector<ItemResult> items;
   std::optional<Error> error;  // the step failed as a whole: a device
+  double waited_s = 0;         // of the device for the host: before the step, where it follows another, and between its passes
 };
 
 // Runs plans. One thread at a time.

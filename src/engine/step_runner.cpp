@@ -8,6 +8,8 @@
 namespace dg {
 namespace {
 
+constexpr size_t kPickedRowsOfAThread = 8;
+
 bool contains(std::span<const int32_t> ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
 
 }  // namespace
@@ -21,6 +23,8 @@ ModelStepRunner::ModelStepRunner(Executor& executor, const EngineOptions& option
 void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
   size_t n = plan.items.size();
   results.error.reset();
+  results.waited_s = 0;
+  if (!plan.follows) executor_.rest();
   if (results.items.size() < n) results.items.resize(n);
   ids_.clear();
   size_t rows = 0;
@@ -56,14 +60,14 @@ void ModelStepRunner::run(const StepPlan& plan, StepResults& results) {
     results.error = out.error();
     return;
   }
+  results.waited_s += executor_.waited_s();
   set_token_rows(plan, *out);
   for (const StepItem& item : plan.items)
-    if (item.sequence->request.request.pooling != Pooling::kNone) pool_rows(item, *out);
+    if (item.sequence->request.request.pooling != Pooling::kNone)
+      pool_rows(item, *out, out->first_hidden[static_cast<size_t>(&item - plan.items.data())]);
   needed_rows_.assign(n, -1);
-  executor_.backend().host_parallel(static_cast<int64_t>(n), [&](int64_t i, int worker) {
-    auto index = static_cast<size_t>(i);
+  for_rows(n, *out, [&](size_t index, Worker& w) {
     const StepItem& item = plan.items[index];
-    Worker& w = workers_[static_cast<size_t>(worker)];
     if (item.prompt_logits) prompt_logprobs(item, *out, index, w, results.items[index]);
     if (item.wants_token && sample_item(item, *out, index, 0, w, results.items[index])) text_drafts(plan, item, results.items[index]);
   });
@@ -128,6 +132,14 @@ void ModelStepRunner::set_row(const StepResult& out, int64_t row, bool whole, Sa
   if (picked && !whole) input.picked = picked;
   else input.logits = {out.row(row), vocab_};
   input.adjusted = picked != nullptr;
+}
+
+void ModelStepRunner::for_rows(size_t count, const StepResult& out, const std::function<void(size_t, Worker&)>& fn) {
+  const size_t group = out.picks && options_.speculation != SpeculationMethod::kNgram ? kPickedRowsOfAThread : 1;
+  executor_.backend().host_parallel(static_cast<int64_t>((count + group - 1) / group), [&](int64_t g, int worker) {
+    const size_t first = static_cast<size_t>(g) * group;
+    for (size_t i = first; i < std::min(count, first + group); i++) fn(i, workers_[static_cast<size_t>(worker)]);
+  });
 }
 
 void ModelStepRunner::fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again) {
@@ -222,13 +234,8 @@ void ModelStepRunner::prompt_logprobs(const StepItem& item, const StepResult& ou
   }
 }
 
-void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out) {
+void ModelStepRunner::pool_rows(const StepItem& item, const StepResult& out, int64_t first) {
   Sequence& s = *item.sequence;
-  int64_t first = 0;
-  for (const StepSequence& step : steps_) {
-    if (step.blocks == &s.blocks) break;
-    first += static_cast<int64_t>(step.ids.size());
-  }
   auto width = static_cast<size_t>(out.hidden.cols());
   bool mean = s.request.request.pooling == Pooling::kMean;
   if (!mean || s.pooled.size() != width) s.pooled.assign(width, 0);
@@ -312,6 +319,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     });
   };
   DG_ASSIGN(StepResult draft, executor_.run_mtp(steps_, out.hidden, describe));
+  results.waited_s += executor_.waited_s();
   std::vector<uint8_t> alive(drafting_.size(), 1);
   while (depth < options_.draft_tokens && !drafting_.empty()) {
     auto draw = [&](size_t k, Worker& worker) {
@@ -323,9 +331,8 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
                         alive[k]);
     };
     needed_rows_.assign(drafting_.size(), -1);
-    executor_.backend().host_parallel(static_cast<int64_t>(drafting_.size()), [&](int64_t d, int worker) {
-      const auto k = static_cast<size_t>(d);
-      if (draw(k, workers_[static_cast<size_t>(worker)])) needed_rows_[k] = -1;
+    for_rows(drafting_.size(), draft, [&](size_t k, Worker& worker) {
+      if (draw(k, worker)) needed_rows_[k] = -1;
     });
     fetch_needed(draft, drafting_.size(), draw);
     if (depth + 1 == options_.draft_tokens) break;
@@ -336,12 +343,6 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     ids_.clear();
     ids_.reserve(drafting_.size());
     std::vector<StepSequence> next_steps;
-    int64_t row = 0;
-    std::vector<int64_t> first_hidden;  // of each item of the last pass
-    for (const StepSequence& step : steps_) {
-      first_hidden.push_back(row);
-      row += static_cast<int64_t>(step.ids.size());
-    }
     for (size_t k = 0; k < drafting_.size(); k++) {
       if (!alive[k]) continue;
       size_t i = drafting_[k];
@@ -349,7 +350,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
       Sequence& s = *item.sequence;
       int64_t position = item.begin + item.rows - item.drafts + results.items[i].accepted + depth;
       if (s.blocks.missing_blocks(position + 1) > 0) continue;  // no block for its row: the chain ends here
-      rows_.push_back(static_cast<int32_t>(depth == 0 ? first_hidden[i] + steps_[i].logit_row : static_cast<int64_t>(k)));
+      rows_.push_back(static_cast<int32_t>(depth == 0 ? draft.first_hidden[i] + steps_[i].logit_row : draft.first_hidden[k]));
       ids_.push_back(results.items[i].drafts.back());
       next_steps.push_back({.first_position = position, .blocks = &s.blocks, .decode = true, .logits = LogitsWanted::kLast});
       next_items.push_back(i);
@@ -362,6 +363,7 @@ Result<void> ModelStepRunner::mtp_drafts(const StepPlan& plan, const StepResult&
     alive.assign(drafting_.size(), 1);
     depth++;
     DG_ASSIGN(draft, executor_.run_mtp_again(next_steps, draft.hidden, rows_, describe));
+    results.waited_s += executor_.waited_s();
   }
   return {};
 }

@@ -33,8 +33,10 @@ class ModelStepRunner : public StepRunner {
   // Where `picks` left it open: fetches the rows in needed_rows_ (-1: none), of the first `count`, and calls again(index) for each of them
   // on the host's threads, until again() needs none.
   void fetch_needed(const StepResult& out, size_t count, const std::function<bool(size_t, Worker&)>& again);
+  // fn(i, worker) for the rows of a step on the host's threads; what is left to do of a picked row is less than waking one of them.
+  void for_rows(size_t count, const StepResult& out, const std::function<void(size_t, Worker&)>& fn);
   void prompt_logprobs(const StepItem& item, const StepResult& out, size_t index, Worker& worker, ItemResult& result);
-  void pool_rows(const StepItem& item, const StepResult& out);
+  void pool_rows(const StepItem& item, const StepResult& out, int64_t first);  // `first`: of its rows of hidden states
   Result<void> mtp_drafts(const StepPlan& plan, const StepResult& out, StepResults& results);
   SampleInput draft_input(const Sequence& sequence, int64_t position, const uint32_t* allowed) const;
   // False: the draft's row is needed whole. `alive`: whether there was a draft.

@@ -1,11 +1,12 @@
 #include "engine/warm_up.h"
 
 #include <algorithm>
+#include <iterator>
 
 namespace dg {
 namespace {
 
-constexpr int64_t kMeasuredReplays = 2;  // graphs are alike; memory of the first also holds what all share
+constexpr int64_t kMeasuredReplays = 2;  // of those that differ in size and context alone; memory of the first also holds what all share
 
 // Sequences whose context is one block again and again: values do not matter, and the pool need not hold the longest context.
 class LargestSteps {
@@ -27,7 +28,7 @@ class LargestSteps {
 
   // `rows` rows, split over `sequences` at the end of the longest context.
   Result<void> run(int64_t rows, int64_t sequences, bool decode, bool mtp) {
-    const Batch batch = make_batch(rows, sequences, decode);
+    const Batch batch = make_batch(rows, sequences, decode, longest_);
     arena_.release(0);
     Ctx ctx{backend_, arena_, *pool_};
     const ForwardResult out = model_.forward(ctx, batch);
@@ -36,16 +37,21 @@ class LargestSteps {
     return backend_.status();
   }
 
-  Result<void> capture(uint64_t key, int64_t rows) {
+  Result<void> capture(const ReplayShape& shape) {
     for (int turn = 0; turn < 2; turn++) {  // the first chooses kernels, the second is captured
-      const Batch batch = make_batch(rows, rows, true);
-      int64_t bound = kShortestReplay;
-      while (bound < longest_) bound *= 2;
-      backend_.begin_step(slices_, options_.block_tokens, bound);
-      backend_.replay(key, [&] {
-        arena_.release(0);
+      const StepLayout& layout = shape.layout;
+      Batch batch = make_batch(layout.tokens(), layout.slices, true, std::min(longest_, layout.longest));
+      batch.logit_rows = batch.logit_rows.slice(0, 0, shape.logit_rows());
+      arena_.release(0);
+      // The states that the module goes on from: any values.
+      Tensor hidden;
+      if (shape.kind != RankPass::Kind::kMain) hidden = arena_.alloc({layout.tokens(), model_.config().hidden});
+      backend_.begin_step(slices_, options_.block_tokens, layout.longest);
+      backend_.replay(shape.key(), [&] {
+        const Arena::Scope scope(arena_);
         Ctx ctx{backend_, arena_, *pool_};
-        model_.forward(ctx, batch);
+        if (shape.kind == RankPass::Kind::kMain) model_.forward(ctx, batch);
+        else model_.mtp_forward(ctx, batch, hidden);
       });
       backend_.synchronise();
     }
@@ -53,14 +59,14 @@ class LargestSteps {
   }
 
  private:
-  Batch make_batch(int64_t rows, int64_t sequences, bool decode) {
+  Batch make_batch(int64_t rows, int64_t sequences, bool decode, int64_t longest) {
     slices_.clear();
     std::vector<int32_t> indices(static_cast<size_t>(4 * rows), 0);
     const int64_t logits = std::min(rows, options_.max_logit_rows);
     for (int64_t s = 0; s < sequences; s++) {
       const int64_t begin = rows * s / sequences, end = rows * (s + 1) / sequences;
       if (begin == end) continue;
-      const int64_t context = std::max(longest_, end - begin);
+      const int64_t context = std::max(longest, end - begin);
       slices_.push_back({.q_begin = static_cast<int>(begin),
                          .q_len = static_cast<int>(end - begin),
                          .kv_len = static_cast<int>(context),
@@ -92,11 +98,6 @@ class LargestSteps {
 
 }  // namespace
 
-int64_t replay_rows(int64_t count, int64_t most) {
-  const int64_t rows = count <= 2 ? count : count <= 4 ? 4 : count <= 32 ? (count + 7) / 8 * 8 : (count + 31) / 32 * 32;
-  return std::min(rows, most);
-}
-
 Result<StepMemory> measure_step_memory(Backend& backend, Model& model, const ExecutorOptions& options, int64_t longest_context) {
   if (backend.memory().total == 0) return StepMemory{};
   LargestSteps steps(backend, model, options, longest_context);
@@ -108,21 +109,30 @@ Result<StepMemory> measure_step_memory(Backend& backend, Model& model, const Exe
   DG_TRY(steps.run(rows, sequences, false, true));
   DG_TRY(steps.run(decode_rows, 1, true, true));
   DG_TRY(steps.run(sequences, sequences, true, true));
+  if (options.draft_tokens > 0)
+    if (const int64_t verifying = std::min(sequences, decode_rows / (1 + options.draft_tokens)); verifying > 0)
+      DG_TRY(steps.run(verifying * (1 + options.draft_tokens), verifying, true, true));
   for (int64_t few = 1; few < std::min<int64_t>(rows, 512); few *= 2) {  // kernels chosen by the number of rows have buffers of their own
     DG_TRY(steps.run(few, 1, false, false));
     DG_TRY(steps.run(std::min(few, sequences), std::min(few, sequences), true, false));
   }
   StepMemory memory{.workspace_bytes = std::max<int64_t>(0, before - backend.memory().free)};
   if (!backend.replays()) return memory;
-  const int64_t most = std::min({options.max_step_sequences, options.max_logit_rows, options.max_step_tokens});
-  int64_t sizes = 0, classes = 1;
-  for (int64_t n = 1; n <= most; n++) sizes += replay_rows(n, most) == n;
-  for (int64_t longest = kShortestReplay; longest < longest_context; longest *= 2) classes++;
-  memory.replays = sizes * classes;
-  const int64_t without = backend.memory().free;
-  for (int64_t i = 0; i < std::min(kMeasuredReplays, memory.replays); i++) DG_TRY(steps.capture(static_cast<uint64_t>(i) + 1, most));
-  const int64_t taken = std::max<int64_t>(0, without - backend.memory().free);
-  memory.replay_bytes = taken * memory.replays / std::min(kMeasuredReplays, memory.replays);
+  std::vector<ReplayShape> shapes = replay_shapes(options, longest_context);
+  memory.replays = static_cast<int64_t>(shapes.size());
+  while (!shapes.empty()) {  // those that differ in size and context alone, from the largest on
+    const ReplayShape first = shapes[0];
+    auto same = [&](const ReplayShape& s) {
+      return s.kind == first.kind && s.layout.width == first.layout.width && s.logits == first.logits;
+    };
+    std::vector<ReplayShape> alike;
+    std::copy_if(shapes.begin(), shapes.end(), std::back_inserter(alike), same);
+    std::erase_if(shapes, same);
+    const auto all = static_cast<int64_t>(alike.size()), measured = std::min(kMeasuredReplays, all);
+    const int64_t without = backend.memory().free;
+    for (int64_t i = 0; i < measured; i++) DG_TRY(steps.capture(alike[static_cast<size_t>(i)]));
+    memory.replay_bytes += std::max<int64_t>(0, without - backend.memory().free) * all / measured;
+  }
   backend.forget_replays();
   return memory;
 }

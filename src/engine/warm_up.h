@@ -5,16 +5,11 @@
 
 namespace dg {
 
-constexpr int64_t kShortestReplay = 1024;  // bound of the contexts of the first class of replayed steps
-
 struct StepMemory {
   int64_t workspace_bytes = 0;  // of the kernels, kept by the backend
   int64_t replay_bytes = 0;     // of all captured steps that prepare_replays() will make
   int64_t replays = 0;
 };
-
-// Rows of the replayed step that `count` decode rows run in, with `most` rows in a step at most.
-int64_t replay_rows(int64_t count, int64_t most);
 
 // Called before Executor::create, with its options (kv_tokens is not looked at). Of several ranks, by all at once: the steps meet. Zeros
 // for a backend whose memory is the host's. Errors: no memory for the steps, a device failure.

@@ -28,6 +28,8 @@ const std::vector<double> kTokenLatencyBuckets = {0.01, 0.025, 0.05, 0.075, 0.1,
                                                   0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80};
 const std::vector<double> kRequestBuckets = {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const std::vector<double> kIterationBuckets = {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+const std::vector<double> kStepBuckets = {0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5};
+const std::vector<double> kStepGapBuckets = {0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1};
 const std::vector<double> kNBuckets = {1, 2, 5, 10, 20};
 constexpr const char* kReasonNames[] = {"stop", "length", "abort", "error"};
 
@@ -187,10 +189,14 @@ Metrics::Metrics(MetricsOptions options)
       generation_tokens_(one_two_five(options_.max_model_len)),
       max_tokens_(one_two_five(options_.max_model_len)),
       n_(kNBuckets),
-      iteration_tokens_(kIterationBuckets) {}
+      iteration_tokens_(kIterationBuckets),
+      step_(kStepBuckets),
+      step_gap_(kStepGapBuckets) {}
 
-void Metrics::on_step(int64_t prefill_tokens, int64_t decode_tokens, double) {
+void Metrics::on_step(int64_t prefill_tokens, int64_t decode_tokens, double seconds, double waited) {
   iteration_tokens_.observe(static_cast<double>(prefill_tokens + decode_tokens));
+  step_.observe(seconds);
+  step_gap_.observe(waited);
 }
 
 void Metrics::on_token(bool first, double seconds) { (first ? ttft_ : itl_).observe(seconds); }
@@ -257,6 +263,8 @@ std::string Metrics::render(const EngineStats& engine, const HttpStats& http) co
   f.histogram("request_params_max_tokens", "max_tokens of a request.", max_tokens_);
   f.histogram("request_params_n", "n of a request.", n_);
   f.histogram("iteration_tokens_total", "Tokens in one step of the engine.", iteration_tokens_);
+  f.histogram("step_time_seconds", "From the end of one step to the end of the next.", step_);
+  f.histogram("step_gap_seconds", "Of a step's time, how long the device waited for the host.", step_gap_);
   f.add("cache_config_info", "Configuration of the KV cache, as labels.", MetricType::Gauge, 1, options_.cache_config);
   f.gauge("startup_time_seconds", "From the start of the process to the first request that could be taken.", startup_s_.load());
   f.gauge("weight_load_duration_seconds", "Time taken to load the weights.", weight_load_s_.load());

@@ -47,7 +47,7 @@ class Metrics final : public EngineObserver {
   void set_weight_load_s(double seconds) { weight_load_s_ = seconds; }
 
   // Engine thread.
-  void on_step(int64_t prefill_tokens, int64_t decode_tokens, double seconds) override;
+  void on_step(int64_t prefill_tokens, int64_t decode_tokens, double seconds, double waited) override;
   void on_token(bool first, double seconds) override;
   void on_request_end(const EngineRequest& request, const RequestUsage& usage, FinishReason reason) override;
 
@@ -62,6 +62,7 @@ class Metrics final : public EngineObserver {
   std::array<std::atomic<uint64_t>, kReasons> ended_{};
   LocalHistogram ttft_, itl_, tpot_, e2e_, queue_, prefill_, decode_, inference_;
   LocalHistogram prompt_tokens_, generation_tokens_, max_tokens_, n_, iteration_tokens_;
+  LocalHistogram step_, step_gap_;
 };
 
 }  // namespace dg

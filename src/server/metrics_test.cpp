@@ -93,7 +93,7 @@ TEST(Metrics, ObservesRequests) {
   metrics.on_request_end(request, usage, FinishReason::kError);
   metrics.on_token(true, 0.6);
   for (int i = 0; i < 10; ++i) metrics.on_token(false, 0.1);
-  metrics.on_step(100, 3, 0.5);
+  metrics.on_step(100, 3, 0.5, 0.0003);
   const std::string text = metrics.render({}, HttpStats{});
   auto ended = [&](const char* reason) {
     return value_of(text, "vllm:request_success_total{" + kLabels + ",finished_reason=\"" + reason + "\"}");
@@ -125,6 +125,10 @@ TEST(Metrics, ObservesRequests) {
   EXPECT_EQ(value_of(text, plain("request_params_max_tokens_sum")), 250);
   EXPECT_EQ(value_of(text, plain("request_params_n_sum")), 10);
   EXPECT_EQ(value_of(text, plain("iteration_tokens_total_sum")), 103);
+  EXPECT_NEAR(value_of(text, plain("step_time_seconds_sum")), 0.5, 1e-9);
+  EXPECT_NEAR(value_of(text, plain("step_gap_seconds_sum")), 0.0003, 1e-9);
+  EXPECT_EQ(bucket("step_gap_seconds", "0.0002"), 0);
+  EXPECT_EQ(bucket("step_gap_seconds", "0.0005"), 1);
   EXPECT_EQ(bucket("iteration_tokens_total", "64"), 0);
   EXPECT_EQ(bucket("iteration_tokens_total", "128"), 1);
   EXPECT_GE(bucket("request_prompt_tokens", "1000"), 0);

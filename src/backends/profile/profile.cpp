@@ -53,11 +53,25 @@ void ProfileBackend::timed(const Op& op, void (Backend::*run)(const Op&)) {
 
 void ProfileBackend::synchronise() {
   inner_->synchronise();
+  end_step();
+}
+
+void ProfileBackend::note_wait(Clock::time_point from, Clock::time_point to) {
+  if (!started_ || from < start_) return;
+  const int64_t duration_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(to - from).count();
+  waited_ns_ += duration_ns;
+  add_event({.start_ns = std::chrono::duration_cast<std::chrono::nanoseconds>(from - start_).count(),
+             .duration_ns = duration_ns,
+             .row = ProfileEvent::kWait});
+}
+
+void ProfileBackend::end_step() {
   if (step_begin_ns_ < 0) return;  // nothing ran since the last one
   const int64_t duration_ns = now_ns() - step_begin_ns_;
   steps_++;
   steps_ns_ += duration_ns;
-  add_event({.start_ns = step_begin_ns_, .duration_ns = duration_ns, .row = -1, .tokens = static_cast<int32_t>(step_tokens_)});
+  add_event(
+      {.start_ns = step_begin_ns_, .duration_ns = duration_ns, .row = ProfileEvent::kStep, .tokens = static_cast<int32_t>(step_tokens_)});
   step_begin_ns_ = -1;
 }
 
@@ -71,7 +85,7 @@ void ProfileBackend::reset() {
   rows_.clear();
   row_of_.clear();
   events_.clear();
-  dropped_events_ = steps_ = steps_ns_ = last_ns_ = 0;
+  dropped_events_ = steps_ = steps_ns_ = waited_ns_ = last_ns_ = 0;
   started_ = false;
   step_begin_ns_ = -1;
 }

@@ -29,13 +29,16 @@ struct ProfileRow {
 
 struct ProfileEvent {
   int64_t start_ns = 0, duration_ns = 0;  // from the first op on
-  int32_t row = 0;                        // index of the ProfileRow; -1: a step, from its first op to synchronise()
+  int32_t row = 0;                        // index of the ProfileRow, or one of the two below
+  static constexpr int32_t kStep = -1;    // from its first op to synchronise() or download()
+  static constexpr int32_t kWait = -2;    // between two steps: the device waited for the host (note_wait)
   int32_t tokens = 0;
   float bytes = 0, flops = 0;
 };
 
 class ProfileBackend : public Backend {
  public:
+  using Clock = std::chrono::steady_clock;
   // `max_events` 0: no trace. Events beyond it are counted and left out.
   explicit ProfileBackend(std::unique_ptr<Backend> inner, size_t max_events = 0);
 
@@ -50,16 +53,22 @@ class ProfileBackend : public Backend {
   Result<void> status() const override { return inner_->status(); }
   bool host_memory() const override { return inner_->host_memory(); }
   void upload(void* to, const void* from, size_t bytes) override { inner_->upload(to, from, bytes); }
-  void download(void* to, const void* from, size_t bytes) override { inner_->download(to, from, bytes); }
+  void download(void* to, const void* from, size_t bytes) override {
+    inner_->download(to, from, bytes);
+    end_step();
+  }
   void download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) override {
     inner_->download_rows(to, stride, from, row_bytes, rows);
+    end_step();
   }
   void write(void* to, const void* from, size_t bytes) const override { inner_->write(to, from, bytes); }
   bool executes() const override { return inner_->executes(); }
   bool supports(const Format& format) const override { return inner_->supports(format); }
   int64_t prepared_bytes(const Format& format, int64_t out, int64_t in) const override { return inner_->prepared_bytes(format, out, in); }
   void prepare(const Weight& rows, int64_t first, int64_t out, std::byte* to) const override { inner_->prepare(rows, first, out, to); }
+  bool picks_rows() const override { return inner_->picks_rows(); }
   void synchronise() override;
+  void note_wait(Clock::time_point from, Clock::time_point to) override;
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override;
   int host_workers() const override { return inner_->host_workers(); }
   Dtype inner_type(int64_t rows, const Weight& gate, const Weight& up, const Weight& down) const override {
@@ -76,11 +85,11 @@ class ProfileBackend : public Backend {
   int64_t dropped_events() const { return dropped_events_; }
   double elapsed_s() const { return static_cast<double>(last_ns_) * 1e-9; }  // from the first op's begin to the last one's end
   int64_t steps() const { return steps_; }
-  double steps_s() const { return static_cast<double>(steps_ns_) * 1e-9; }  // each from its first op to synchronise()
+  double steps_s() const { return static_cast<double>(steps_ns_) * 1e-9; }
+  double waited_s() const { return static_cast<double>(waited_ns_) * 1e-9; }  // of the device for the host, between steps
   void reset();
 
  private:
-  using Clock = std::chrono::steady_clock;
   struct Hash {
     size_t operator()(const OpShape& shape) const { return shape.hash(); }
   };
@@ -90,13 +99,14 @@ class ProfileBackend : public Backend {
   int64_t now_ns();
   void record(const OpShape& shape, const Cost& cost, int64_t begin_ns, int64_t end_ns);
   void add_event(const ProfileEvent& event);
+  void end_step();
 
   std::unique_ptr<Backend> inner_;
   const size_t max_events_;
   std::vector<ProfileRow> rows_;
   std::unordered_map<OpShape, size_t, Hash> row_of_;
   std::vector<ProfileEvent> events_;
-  int64_t dropped_events_ = 0, steps_ = 0, steps_ns_ = 0;
+  int64_t dropped_events_ = 0, steps_ = 0, steps_ns_ = 0, waited_ns_ = 0;
   Clock::time_point start_;
   int64_t last_ns_ = 0;
   bool started_ = false;

@@ -272,6 +272,41 @@ TEST(Profile, TableIsSortedAndSums) {
   EXPECT_THAT(table.substr(linear, table.find('\n', linear) - linear), testing::EndsWith(fmt_percent(524.288e-6 / row.seconds)));
 }
 
+// A step ends where its results are read, too; what the device waited for the host afterwards stands between the steps.
+TEST(Profile, WaitsStandBetweenSteps) {
+  const std::string path = (std::filesystem::temp_directory_path() / ("dougong waits " + std::to_string(::getpid()) + ".json")).string();
+  Profiled p(100);
+  Rows x(4, 4);
+  float to[16];
+  const auto before = std::chrono::steady_clock::now();
+  for (int step = 0; step < 3; step++) {
+    p.profile->fill({.out = x.view, .value = 0});
+    if (step == 1) p.profile->download_rows(to, 16, x.values.data(), 16, 4);
+    else p.profile->download(to, x.values.data(), 64);
+    EXPECT_EQ(p.profile->steps(), step + 1);
+    const auto end = std::chrono::steady_clock::now();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    if (step < 2) p.profile->note_wait(end, std::chrono::steady_clock::now());
+  }
+  EXPECT_GE(p.profile->waited_s(), 0.04);
+  EXPECT_THAT(profile_table(*p.profile, limits(), "x"), testing::ContainsRegex("the device waited 0\\.0[4-9][0-9] s for the host"));
+  p.profile->note_wait(before, before + std::chrono::seconds(1));  // of before the first op
+  EXPECT_LT(p.profile->waited_s(), 1);
+  ASSERT_TRUE(write_profile_trace(*p.profile, path).ok());
+  auto json = read_json_file(path);
+  ASSERT_TRUE(json.ok()) << json.error().message;
+  std::vector<std::string> names;
+  double end = 0;
+  for (const Json& event : (*json)["traceEvents"]) {
+    if (event["ph"] != "X" || event["cat"] == "op") continue;
+    names.push_back(event["name"]);
+    EXPECT_GE(event["ts"].get<double>(), end - 0.002) << "they do not overlap";
+    end = event["ts"].get<double>() + event["dur"].get<double>();
+  }
+  EXPECT_THAT(names, testing::ElementsAre("step", "device waits for the host", "step", "device waits for the host", "step"));
+  std::filesystem::remove(path);
+}
+
 TEST(Profile, TraceIsJsonWithNestedSteps) {
   std::string path = (std::filesystem::temp_directory_path() / ("dougong trace " + std::to_string(::getpid()) + ".json")).string();
   Profiled p(5);

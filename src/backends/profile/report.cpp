@@ -67,8 +67,10 @@ std::string profile_table(const ProfileBackend& profile, const MachineLimits& li
   for (const ProfileRow& row : profile.rows())
     if (std::string_view(row.shape.op) == "host_parallel") in_steps -= row.seconds;
   const double outside = std::max(0.0, profile.steps_s() - in_steps);
-  out += fmt::format("{} steps took {:.3f} s, of it outside of operations {:.3f} s ({} %); first to last operation {:.3f} s\n",
-                     profile.steps(), profile.steps_s(), outside, percent_text(outside, profile.steps_s()), profile.elapsed_s());
+  out += fmt::format(
+      "{} steps took {:.3f} s, of it outside of operations {:.3f} s ({} %); between them the device waited {:.3f} s for the "
+      "host; first to last operation {:.3f} s\n",
+      profile.steps(), profile.steps_s(), outside, percent_text(outside, profile.steps_s()), profile.waited_s(), profile.elapsed_s());
   out += fmt::format("machine: {}\n", limits.summary(isa));
   return out;
 }
@@ -97,9 +99,13 @@ Result<void> write_profile_trace(const ProfileBackend& profile, const std::strin
   });
   for (size_t i : order) {
     const ProfileEvent& e = events[i];
-    const bool step = e.row < 0;
     text += fmt::format(",\n{{\"name\":\"{}\",\"cat\":\"{}\",\"ph\":\"X\",\"pid\":1,\"tid\":1",
-                        step ? "step" : names[static_cast<size_t>(e.row)], step ? "step" : "op");
+                        e.row == ProfileEvent::kWait   ? "device waits for the host"
+                        : e.row == ProfileEvent::kStep ? "step"
+                                                       : names[static_cast<size_t>(e.row)],
+                        e.row == ProfileEvent::kWait   ? "gap"
+                        : e.row == ProfileEvent::kStep ? "step"
+                                                       : "op");
     text += fmt::format(",\"ts\":{:.3f},\"dur\":{:.3f},\"args\":{{\"tokens\":{}", static_cast<double>(e.start_ns) * 1e-3,
                         static_cast<double>(e.duration_ns) * 1e-3, e.tokens);
     if (e.bytes > 0) text += fmt::format(",\"bytes\":{:.0f}", e.bytes);

@@ -12,7 +12,8 @@ namespace dg {
 // fastest type need at least (`limits` for the instruction set `isa`), over the time it took. Above 100: the data came from caches.
 std::string profile_table(const ProfileBackend& profile, const MachineLimits& limits, const std::string& isa, size_t max_rows = 40);
 
-// Chrome's trace event format (JSON object form): one complete event (ph X) for each op and each step. Errors: not writable.
+// Chrome's trace event format (JSON object form): one complete event (ph X) for each op, each step, and each wait of the device for the
+// host between two steps. Errors: not writable.
 Result<void> write_profile_trace(const ProfileBackend& profile, const std::string& path);
 
 }  // namespace dg
