@@ -4,7 +4,7 @@
 //   bench_model MODEL [--format F] [--kv-cache-dtype D] [--backend B] [--threads N] [--isa I] [--dummy] [--prefill [Bx]N]... [--decode
 //   BxC]...
 //   [--tokens N]
-//               [--tp N] [--ep] [--chunk N] [--rounds N] [--json]
+//               [--tp N] [--ep] [--chunk N] [--rounds N] [--drafts N | --mtp N] [--json]
 //   bench_model MODEL --interactive ...   reads `prefill N` and `decode BxC [TOKENS]` from standard input, one line each, and answers each
 //                                         with one JSON line: what bench/peers interleaves with another program
 //
@@ -12,6 +12,8 @@
 // `dougong bench machine`: bytes of read bandwidth, operations of the peak of the fastest type that the weights' format allows.
 // The gap of a decode is what the device waited for the host between two steps: from the end of one, its tokens read, until it had the
 // next. GB/s of prefill means little: it reads the weights once per chunk.
+// With --drafts N every decode step verifies N drafts of each stream, with --mtp N the model's module makes new ones behind it, as a server
+// does; tokens/s are those of drafts that are all wrong: one for each stream and step.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -55,6 +57,8 @@ struct Arguments {
   OpenOptions open;
   std::vector<Work> work;
   int64_t tokens = 64, chunk = 512, rounds = 5;
+  // Rows behind a stream's last token that steps write to: drafts, and those that the module makes of them.
+  int64_t spare() const { return 2 * open.draft_tokens; }
   bool json = false, interactive = false;
 };
 
@@ -111,6 +115,9 @@ Result<Arguments> parse_arguments(int argc, char** argv) {
         DG_ASSIGN(out.chunk, parse_count(name, value, kMaxTokens));
       } else if (name == "--rounds") {
         DG_ASSIGN(out.rounds, parse_count(name, value, 1000));
+      } else if (name == "--drafts" || name == "--mtp") {
+        DG_ASSIGN(out.open.draft_tokens, parse_count(name, value, 16));
+        out.open.mtp_drafts = name == "--mtp";
       } else if (name == "--prefill") {
         DG_ASSIGN(Work work, parse_work(false, value));
         out.work.push_back(work);
@@ -137,13 +144,15 @@ class Bench {
     // One pool for the largest decode of the list, whatever its shape, and beside it for the longest prefill.
     int64_t decode_tokens = 0, prefill_tokens = 0;
     for (const Work& w : arguments.work) {
-      bench->longest_ = std::max(bench->longest_, w.context + steps(arguments, w));
+      bench->longest_ = std::max(bench->longest_, w.context + steps(arguments, w) + arguments.spare());
       const int64_t held = w.decode ? w.streams : 1;  // streams whose cache is there at the same time
       open.max_sequences = std::max(open.max_sequences, held);
       int64_t& tokens = w.decode ? decode_tokens : prefill_tokens;
-      tokens = std::max(tokens, held * (w.context + steps(arguments, w) + open.block_tokens));
+      tokens = std::max(tokens, held * (w.context + steps(arguments, w) + arguments.spare() + open.block_tokens));
     }
     if (decode_tokens > 0 && prefill_tokens > 0) open.max_sequences++;  // the streams of a decode stay while a prefill runs
+    open.max_logit_rows = open.max_decode_rows = open.max_sequences * (1 + open.draft_tokens);
+    open.max_step_tokens = std::max(open.max_step_tokens, open.max_decode_rows);
     open.max_model_len = bench->longest_;
     // Only as much cache as that work needs, not max_sequences times the longest context: its bytes are found on the dry backend.
     DG_ASSIGN(open.kv_bytes, cache_bytes(arguments, decode_tokens + prefill_tokens + open.block_tokens));
@@ -180,7 +189,8 @@ class Bench {
 
   // Seconds of one round.
   Result<double> run(const Work& work) {
-    if ((work.decode && work.streams > executor().options().max_step_sequences) || work.context + steps(arguments_, work) > longest_)
+    if ((work.decode && work.streams > executor().options().max_step_sequences) ||
+        work.context + steps(arguments_, work) + arguments_.spare() > longest_)
       return input_error(fmt::format("{}: more than the largest of --prefill and --decode that the cache was made for", work.name()));
     return work.decode ? run_decode(work) : run_prefill(work);
   }
@@ -253,11 +263,12 @@ class Bench {
     Model& model = *opened_->model;
     if (work.decode)
       return dry_run_step(model,
-                          {.tokens = work.streams,
+                          {.tokens = work.streams * width(),
                            .sequences = work.streams,
                            .kv_len = work.context + steps(arguments_, work) / 2 + 1,
-                           .logit_rows = work.streams,
-                           .decode = true},
+                           .logit_rows = work.streams * width(),
+                           .decode = true,
+                           .mtp = opened_->executor->options().mtp_drafts},
                           dtype)
           .total;
     Cost total;
@@ -298,7 +309,29 @@ class Bench {
   // As a server does for greedy requests, where the device picks; elsewhere rows of logits are read for nothing.
   static void pick_greedily(const StepResult& result, DevicePicks& picks) {
     static const SamplingParams greedy;
-    for (int64_t row : result.first_row) picks.add(row, {.params = &greedy});
+    for (int64_t row = 0; row < result.logits.rows(); row++) picks.add(row, {.params = &greedy});
+  }
+
+  int64_t width() const { return 1 + opened_->executor->options().draft_tokens; }
+
+  // The module's passes behind a step: one over its rows, and one more for each further draft.
+  Result<void> make_drafts(std::vector<StepSequence> sequences, const StepResult& step, double* waited) {
+    for (StepSequence& s : sequences) s.logits = LogitsWanted::kRow, s.logit_row = width() - 1;
+    DG_ASSIGN(StepResult draft, executor().run_mtp(sequences, step.hidden, pick_greedily));
+    *waited += executor().waited_s();
+    for (int64_t depth = 1; depth + 1 < width(); depth++) {
+      std::vector<int32_t> rows;
+      for (size_t i = 0; i < sequences.size(); i++) {
+        StepSequence& s = sequences[i];
+        rows.push_back(static_cast<int32_t>(draft.first_hidden[i] + (depth == 1 ? width() - 1 : 0)));
+        s.first_position += static_cast<int64_t>(s.ids.size());
+        s.ids = s.ids.first(1);
+        s.logits = LogitsWanted::kLast;
+      }
+      DG_ASSIGN(draft, executor().run_mtp_again(sequences, draft.hidden, rows, pick_greedily));
+      *waited += executor().waited_s();
+    }
+    return {};
   }
 
   Result<double> run_decode(const Work& work) {
@@ -316,11 +349,18 @@ class Bench {
     const int64_t count = steps(arguments_, work);
     const double begin = now_s();
     for (int64_t step = 0; step < count; step++) {
-      random_ids(ids, work.streams);
+      random_ids(ids, work.streams * width());
+      const auto rows = static_cast<size_t>(width());
       for (size_t i = 0; i < sequences.size(); i++)
-        sequences[i] = {.ids = std::span(ids).subspan(i, 1), .first_position = work.context + step, .blocks = &tables_[i], .decode = true};
-      DG_TRY(executor().run(sequences, pick_greedily));
-      if (step > 0) gaps_.push_back(executor().waited_s());
+        sequences[i] = {.ids = std::span(ids).subspan(i * rows, rows),
+                        .first_position = work.context + step,
+                        .blocks = &tables_[i],
+                        .decode = true,
+                        .logits = LogitsWanted::kAll};
+      DG_ASSIGN(const StepResult result, executor().run(sequences, pick_greedily));
+      double waited = executor().waited_s();
+      if (executor().options().mtp_drafts) DG_TRY(make_drafts(sequences, result, &waited));
+      if (step > 0) gaps_.push_back(waited);
     }
     const double seconds = now_s() - begin;
     for (BlockTable& table : tables_) table.truncate(work.context);

@@ -41,9 +41,13 @@ class TapeBackend : public Backend {
   Memory memory_;
   bool replays() const override { return true; }
   void forget_replays() override { tapes_.clear(); }
-  void begin_step(std::span<const SequenceSlice> slices, int64_t, int64_t longest_kv) override {
+  // A device reads the block of every row that a slice has in the cache.
+  void begin_step(std::span<const SequenceSlice> slices, int64_t block_tokens, int64_t longest_kv) override {
     slices_.assign(slices.begin(), slices.end());
-    for (const SequenceSlice& s : slices) EXPECT_LE(s.kv_len, longest_kv);
+    for (const SequenceSlice& s : slices) {
+      EXPECT_LE(s.kv_len, longest_kv);
+      for (int64_t row = 0; row < s.kv_len; row += block_tokens) EXPECT_GE(s.blocks[row / block_tokens], 0);
+    }
   }
   void replay(uint64_t key, const std::function<void()>& issue) override {
     auto& tape = tapes_[key];
