@@ -2,7 +2,7 @@
 // kernels can be shared out (DOUGONG_CUDA_PRODUCT; "" is what the backend chooses). Weights are cold: copies take turns that are
 // together larger than any cache. Calls stand in a captured graph where the backend replays, one behind the other as in a step.
 //
-// bench_ops experts: the experts of a layer alone, by each way of DOUGONG_CUDA_EXPERTS (product_experts.cpp), and the router.
+// bench_ops experts: the experts of a layer alone, by each way of DOUGONG_CUDA_EXPERTS (product_choice.cpp), and the router.
 //
 // A line of JSON for each case, number of rows and choice: microseconds per call, GB/s of the published bytes of the weights that are
 // read, and percent of the read rate that the backend measures first.
@@ -55,10 +55,7 @@ struct Choices {
 };
 const Choices kProducts{
     "DOUGONG_CUDA_PRODUCT", {1, 4, 8, 16, 64}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}, {"", "1,1", "2,1", "4,1", "1,2", "1,4"}};
-const Choices kExperts{"DOUGONG_CUDA_EXPERTS",
-                       {1, 4, 16, 64},
-                       {"", "sorted", "2,4", "4,4", "8,4", "2,8", "4,8", "8,8", "2,16", "4,16", "8,16", "4,8,0", "8,8,0"},
-                       {"sorted", "sorted,1", "sorted,2", "sorted,4", "sorted,8"}};
+const Choices kExperts{"DOUGONG_CUDA_EXPERTS", {1, 4, 16, 64}, {"", "1", "2", "4", "8"}, {"", "1", "2", "4", "8"}};
 constexpr int64_t kColdBytes = int64_t{512} << 20;
 constexpr int64_t kMostRows = 64;
 constexpr int kReplays = 10;

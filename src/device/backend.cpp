@@ -1,8 +1,6 @@
 // Default bodies of the fused ops.
 #include "device/backend.h"
 
-#include <algorithm>
-
 namespace dg {
 
 void Backend::prepare(const Weight&, int64_t, int64_t, std::byte*) const { CHECK(false) << name() << " keeps weights as published"; }
@@ -12,29 +10,6 @@ void Backend::linear_several(const LinearSeveral& op) {
     const LinearPart& part = op.parts[i];
     linear({.out = part.out, .x = op.x, .weight = part.weight, .bias = part.bias});
   }
-}
-
-void Backend::linear_add(const LinearAdd& op) {
-  Arena::Scope scope(*op.scratch);
-  const Tensor y = op.scratch->alloc({op.out.rows(), op.out.cols()});
-  linear({.out = y, .x = op.x, .weight = op.weight, .bias = op.bias});
-  add({.out = op.out, .a = op.out, .b = y});
-}
-
-void Backend::norm_linear(const NormLinear& op) {
-  Arena::Scope scope(*op.scratch);
-  const Tensor x = op.scratch->alloc({op.x.rows(), op.x.cols()});
-  rms_norm({.out = x, .x = op.x, .weight = op.norm, .eps = op.eps});
-  LinearSeveral products{.x = x, .parts = {}, .count = op.count};
-  std::copy_n(op.parts, op.count, products.parts);
-  linear_several(products);
-}
-
-void Backend::norm_linear_glu(const NormLinearGlu& op) {
-  Arena::Scope scope(*op.scratch);
-  const Tensor x = op.scratch->alloc({op.x.rows(), op.x.cols()});
-  rms_norm({.out = x, .x = op.x, .weight = op.norm, .eps = op.eps});
-  linear_glu({.out = op.out, .x = x, .gate = op.gate, .up = op.up, .scratch = op.scratch});
 }
 
 void Backend::download_rows(void* to, size_t stride, const void* from, size_t row_bytes, int64_t rows) {

@@ -109,13 +109,7 @@ class Backend {
   virtual void embed(const Embed&) = 0;
   virtual void linear(const Linear&) = 0;
   virtual void linear_several(const LinearSeveral&);
-  virtual void linear_add(const LinearAdd&);
-  virtual void norm_linear(const NormLinear&);
   virtual void linear_glu(const LinearGlu&);
-  virtual void norm_linear_glu(const NormLinearGlu&);
-  // Whether, for so many rows, products that normalise what they read and add to the residual stream (norm_linear, norm_linear_glu,
-  // linear_add) are better than add_rms_norm between products. Never with a group: parts are summed up between products.
-  virtual bool joins_norms(int64_t /*rows*/) const { return false; }
   virtual void rms_norm(const RmsNorm&) = 0;
   virtual void all_reduce(const AllReduce&) {}  // of a backend without a group
   virtual void add_rms_norm(const AddRmsNorm&);

@@ -35,10 +35,7 @@ Cost cost_of(const Linear& op) {
           .flops = matrix_flops(static_cast<double>(op.x.rows()), op.weight)};
 }
 
-namespace {
-
-template <class Op>
-Cost cost_of_parts(const Op& op) {
+Cost cost_of(const LinearSeveral& op) {
   Cost cost{.activation_bytes = size(op.x)};
   for (int i = 0; i < op.count; i++) {
     const LinearPart& part = op.parts[i];
@@ -49,36 +46,12 @@ Cost cost_of_parts(const Op& op) {
   return cost;
 }
 
-template <class Op>
-Cost cost_of_glu(const Op& op) {
+Cost cost_of(const LinearGlu& op) {
   double rows = static_cast<double>(op.x.rows());
   return {.weight_bytes = static_cast<double>(op.gate.bytes() + op.up.bytes()),
           .activation_bytes = size(op.x) + size(op.out),
           .flops = matrix_flops(rows, op.gate) + matrix_flops(rows, op.up) + 5 * count(op.out)};
 }
-
-// What the norm of x adds: its weight and 4 operations an element.
-Cost norm_of(Cost cost, const Tensor& x, const Tensor& norm) {
-  cost.weight_bytes += size(norm);
-  cost.flops += 4 * count(x);
-  return cost;
-}
-
-}  // namespace
-
-Cost cost_of(const LinearSeveral& op) { return cost_of_parts(op); }
-
-Cost cost_of(const LinearAdd& op) {
-  return {.weight_bytes = static_cast<double>(op.weight.bytes()),
-          .activation_bytes = size(op.x) + 2 * size(op.out),
-          .flops = matrix_flops(static_cast<double>(op.x.rows()), op.weight) + count(op.out)};
-}
-
-Cost cost_of(const NormLinear& op) { return norm_of(cost_of_parts(op), op.x, op.norm); }
-
-Cost cost_of(const LinearGlu& op) { return cost_of_glu(op); }
-
-Cost cost_of(const NormLinearGlu& op) { return norm_of(cost_of_glu(op), op.x, op.norm); }
 
 Cost cost_of(const RmsNorm& op) {
   return {.weight_bytes = size(op.weight), .activation_bytes = size(op.x) + size(op.out), .flops = 4 * count(op.x)};

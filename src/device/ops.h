@@ -40,39 +40,10 @@ struct LinearSeveral {
   int count;
 };
 
-// * out += x W^T + bias.
-struct LinearAdd {
-  Tensor out;  // (tokens, out), read and written
-  Tensor x;    // (tokens, in)
-  Weight weight;
-  Tensor bias{};  // (out) f32, optional
-  Arena* scratch;
-};
-
-// * LinearSeveral of rms_norm(x) (RmsNorm with weight `norm`).
-struct NormLinear {
-  Tensor x;     // (tokens, in)
-  Tensor norm;  // (in) f32
-  float eps;
-  LinearPart parts[LinearSeveral::kMost];
-  int count;
-  Arena* scratch;
-};
-
 // * out = silu(x gate^T) * (x up^T).
 struct LinearGlu {
   Tensor out;       // (tokens, inner)
   Tensor x;         // (tokens, dim)
-  Weight gate, up;  // (inner, dim)
-  Arena* scratch;
-};
-
-// * LinearGlu of rms_norm(x) (RmsNorm with weight `norm`).
-struct NormLinearGlu {
-  Tensor out;   // (tokens, inner)
-  Tensor x;     // (tokens, dim)
-  Tensor norm;  // (dim) f32
-  float eps;
   Weight gate, up;  // (inner, dim)
   Arena* scratch;
 };
@@ -278,10 +249,7 @@ struct PickRows {
   X(embed, Embed)                   \
   X(linear, Linear)                 \
   X(linear_several, LinearSeveral)  \
-  X(linear_add, LinearAdd)          \
-  X(norm_linear, NormLinear)        \
   X(linear_glu, LinearGlu)          \
-  X(norm_linear_glu, NormLinearGlu) \
   X(rms_norm, RmsNorm)              \
   X(all_reduce, AllReduce)          \
   X(add_rms_norm, AddRmsNorm)       \

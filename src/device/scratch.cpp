@@ -15,14 +15,6 @@ size_t arena_bytes(int64_t n) { return (static_cast<size_t>(n) * 4 + 63) / 64 * 
 
 size_t linear_glu_scratch_bytes(const LinearGlu& op) { return arena_bytes(op.x.rows() * op.gate.out); }
 
-size_t linear_add_scratch_bytes(const LinearAdd& op) { return arena_bytes(op.out.rows() * op.out.cols()); }
-
-size_t norm_linear_scratch_bytes(const NormLinear& op) { return arena_bytes(op.x.rows() * op.x.cols()); }
-
-size_t norm_linear_glu_scratch_bytes(const NormLinearGlu& op) {
-  return arena_bytes(op.x.rows() * op.x.cols()) + arena_bytes(op.x.rows() * op.gate.out);
-}
-
 size_t attention_scratch_bytes(const Attention&) { return 0; }
 
 size_t mla_attention_scratch_bytes(const MlaAttention& op) {

@@ -11,9 +11,6 @@ namespace dg {
 
 // The default body keeps the gate: tokens x inner floats.
 size_t linear_glu_scratch_bytes(const LinearGlu& op);
-size_t linear_add_scratch_bytes(const LinearAdd& op);
-size_t norm_linear_scratch_bytes(const NormLinear& op);
-size_t norm_linear_glu_scratch_bytes(const NormLinearGlu& op);
 
 // None on the CPU: its kernels work tile by tile.
 size_t attention_scratch_bytes(const Attention& op);

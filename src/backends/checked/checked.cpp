@@ -12,17 +12,12 @@ namespace {
 // The tensors an op writes; those it also reads keep their old content in the copy.
 std::vector<Tensor*> outputs(Embed& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(Linear& o) { return {&o.out}; }
-template <class Op>
-std::vector<Tensor*> part_outputs(Op& o) {
+std::vector<Tensor*> outputs(LinearSeveral& o) {
   std::vector<Tensor*> all;
   for (int i = 0; i < o.count; i++) all.push_back(&o.parts[i].out);
   return all;
 }
-std::vector<Tensor*> outputs(LinearSeveral& o) { return part_outputs(o); }
-std::vector<Tensor*> outputs(LinearAdd& o) { return {&o.out}; }
-std::vector<Tensor*> outputs(NormLinear& o) { return part_outputs(o); }
 std::vector<Tensor*> outputs(LinearGlu& o) { return {&o.out}; }
-std::vector<Tensor*> outputs(NormLinearGlu& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(RmsNorm& o) { return {&o.out}; }
 std::vector<Tensor*> outputs(AllReduce& o) { return {&o.x}; }
 std::vector<Tensor*> outputs(AddRmsNorm& o) { return {&o.out, &o.residual}; }

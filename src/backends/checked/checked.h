@@ -34,7 +34,6 @@ class CheckedBackend : public Backend {
   void synchronise() override { tested_->synchronise(); }
   void host_parallel(int64_t n, const std::function<void(int64_t, int)>& fn) override { tested_->host_parallel(n, fn); }
   int host_workers() const override { return tested_->host_workers(); }
-  bool joins_norms(int64_t rows) const override { return tested_->joins_norms(rows); }
 
   int64_t compared() const { return compared_; }
   // "" when all agreed; else the first differing op: its number, name, shape, error and tolerance.

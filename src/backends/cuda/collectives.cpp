@@ -19,16 +19,17 @@ constexpr int64_t kHalfElements = int64_t{1} << 20;
 // Of a slot: the largest message that is pushed, 146 rows of 7168 for two ranks. All slots of a rank: 16 MiB.
 int64_t slot_elements(int ranks) { return (int64_t{1} << 21) / (ranks <= 2 ? 2 : ranks <= 4 ? 4 : 8); }
 
-// Elements up to which all_reduce pushes; two shot takes the rest. Two H200, measured before push was there: one shot, which moves the
-// same bytes as push and meets once more, and two shot take the same time from 256 rows of 7168 on (28 us), and below that one shot is
-// faster (1 row 4.3 and 6.7 us, 64 rows 10.6 and 11.5). Four and eight ranks are computed, not measured: where the bytes that push sends
-// beyond two shot's take the 4.5 us that it saves, at 450 GB/s.
+// Elements up to which all_reduce pushes; two shot takes the rest. Measured (docs/cuda.md): on two H200 push is never slower; on four 6.3
+// us against 8.0 for 16 rows of 7168, 19.9 against 14.2 for 64. Eight ranks are computed: where the bytes that push sends beyond two shot's
+// take the 4.5 us that it saves, at 450 GB/s.
 int64_t push_elements(int ranks) { return ranks <= 2 ? slot_elements(ranks) : ranks <= 4 ? int64_t{1} << 18 : 3 * (int64_t{1} << 15); }
 
-// The same of add_rms_norm, which also saves a kernel and its way through the rows. Not measured.
-int64_t norm_elements(int ranks) { return ranks <= 4 ? slot_elements(ranks) : int64_t{1} << 17; }
+// The same of add_rms_norm, which also saves a kernel and its way through the rows: on four 8.8 us against 12.7 for 16 rows, 21.2 against
+// 19.0 for 64.
+int64_t norm_elements(int ranks) { return ranks <= 2 ? slot_elements(ranks) : ranks <= 4 ? 3 * (int64_t{1} << 17) : int64_t{1} << 17; }
 
-// From how many elements NCCL would be taken. It moves as many bytes as two shot and starts later; nothing was measured that favours it.
+// From how many elements NCCL would be taken. On two H200 it is always slower; on four it is faster by 6 % from 1024 rows of 7168 on (156
+// us against 166) and by 14 % from 4096, some 2 % of a prefill, which is not worth its start and its memory.
 constexpr int64_t kNcclElements = INT64_MAX;
 
 const char* collective_name(Collective what) {

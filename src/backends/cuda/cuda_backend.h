@@ -81,10 +81,7 @@ class CudaBackend : public Backend {
   void linear(const Linear& op) override;
   Dtype inner_type(int64_t rows, const Weight& gate, const Weight& up, const Weight& down) const override;
   void linear_several(const LinearSeveral& op) override;
-  void linear_add(const LinearAdd& op) override;
-  void norm_linear(const NormLinear& op) override;
   void linear_glu(const LinearGlu& op) override;
-  void norm_linear_glu(const NormLinearGlu& op) override;
   // moe.cpp
   void moe_route(const MoeRoute& op) override;
   void moe_experts(const MoeExperts& op) override;
@@ -106,7 +103,6 @@ class CudaBackend : public Backend {
   bool picks_rows() const override { return !mapped_; }
   bool begin_beside(const Tensor& x, std::span<const Weight* const> weights) override;
   void end_beside() override;
-  bool joins_norms(int64_t rows) const override { return rows <= 4 && !exact_ && !(group_ && group_->size() > 1); }
   void adjust_logits(const AdjustLogits& op) override;
   void pick_rows(const PickRows& op) override;
   // attention.cpp

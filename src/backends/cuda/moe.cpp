@@ -128,8 +128,6 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
   }
   const ExpertMatrices* table = expert_table(op.experts.data(), host);
 
-  if (fused && takes_few_experts(op, up_geometry)) return few_experts(op, table, up_geometry, down_geometry, !decode_up && !decode_down);
-
   const int64_t up_in = up_geometry.padded_in(), down_in = down_geometry.padded_in();
   const int64_t pair_bytes = down_in * 2 + dim * 4 + (fused ? 0 : inner * 8 + up_in * 2) + 16;
   const int64_t chunk =
@@ -180,9 +178,7 @@ void CudaBackend::Products::moe_experts(const MoeExperts& op) {
       a.x = x, a.ldx = static_cast<uint32_t>(g.padded_in());
       a.to = to, a.ld_to = ld_to;
       a.early = !decode_up && !decode_down;
-      a.row_tiles = experts_choice.row_tiles && product_shared_bytes(experts_choice.row_tiles, glu ? 2 : 1, tiles_n) <= kProductSharedBytes
-                        ? experts_choice.row_tiles
-                        : choose_grouped_row_tiles(g, glu, tiles_n, most_items, backend.multiprocessors());
+      a.row_tiles = choose_grouped_row_tiles(g, glu, tiles_n, most_items, backend.multiprocessors());
       launch_grouped({.kind = g.kind, .glu = glu, .tiles_n = tiles_n}, a, stream);
     };
     const auto pair_f32 = [&](int matrix, const int32_t* row_of, const float* x, int64_t ldx, int64_t in, int64_t out, float* to) {

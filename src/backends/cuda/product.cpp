@@ -115,10 +115,6 @@ bool CudaBackend::Products::need_no_workspace(const Tensor& x, std::span<const W
          x.rows() <= 4 && x.stride[0] % 4 == 0 && aligned(x.data, 16) && !std::getenv("DOUGONG_CUDA_PRODUCT");
 }
 
-bool CudaBackend::Products::takes_norm(const Tensor& x, const FewRows& what) {
-  return takes_f32(x, what.parts[0].weight.geometry) && choice(problem_of(x.rows(), what)).splits == 1;
-}
-
 ProductProblem CudaBackend::Products::problem_of(int64_t tokens, const FewRows& what) const {
   const WeightGeometry& g = what.parts[0].weight.geometry;
   ProductProblem problem{.kind = g.kind, .glu = what.glu, .tiles_n = tiles_n(tokens), .out = 0, .in = g.in};
@@ -152,15 +148,12 @@ void CudaBackend::Products::few_rows(const Rows& x, int64_t rows, const FewRows&
     args.x = static_cast<const std::byte*>(x.data) + first * x.ld * (x.f32 ? 4 : 2);
     args.ldx = static_cast<uint32_t>(x.ld);
     args.tokens = static_cast<int32_t>(tokens);
-    args.norm = what.norm, args.eps = what.eps;
-    args.add = what.add;
     args.row_tiles = choice.row_tiles;
     args.early = what.early;
     if (choice.splits > 1)
       args.partial = static_cast<float*>(backend.workspace(
           Workspace::kProduct, static_cast<size_t>(choice.splits * (what.glu ? 2 : 1) * tokens * args.tiles * kTileRows) * sizeof(float)));
-    const ProductX form = what.norm ? ProductX::kNormed : x.f32 ? ProductX::kF32 : ProductX::kBf16;
-    launch_product({.kind = g.kind, .glu = what.glu, .x = form, .tiles_n = problem.tiles_n, .splits = choice.splits}, args,
+    launch_product({.kind = g.kind, .glu = what.glu, .f32_x = x.f32, .tiles_n = problem.tiles_n, .splits = choice.splits}, args,
                    backend.stream_);
     if (choice.splits > 1) launch_finish_product(args, what.glu, choice.splits, backend.stream_);
   }
@@ -274,27 +267,26 @@ void CudaBackend::Products::linear(const Linear& op, const Rows* shared) {
   if (bias) launch_add_bias(op.out.f32(), op.out.stride[0], bias, tokens, w.out, backend.stream_);
 }
 
-bool CudaBackend::Products::linear_joined(const Tensor& x, const LinearPart* parts, int count, const Tensor& norm, float eps, bool add) {
-  const WeightKind kind = product_kind(parts[0].weight);
-  if (x.rows() > few_rows_limit(kind)) return false;
-  FewRows what{.parts = {}, .count = 0, .add = add, .early = true, .norm = norm.valid() ? norm.f32() : nullptr, .eps = eps};
-  for (int i = 0; i < count; i++) {
-    const LinearPart& part = parts[i];
+bool CudaBackend::Products::linear_joined(const LinearSeveral& op) {
+  const WeightKind kind = product_kind(op.parts[0].weight);
+  if (op.x.rows() > few_rows_limit(kind)) return false;
+  CHECK(dense_rows(op.x));
+  FewRows what{.parts = {}, .count = 0, .early = true};
+  for (int i = 0; i < op.count; i++) {
+    const LinearPart& part = op.parts[i];
     const Weight& w = part.weight;
-    CHECK(x.cols() == w.in && part.out.cols() == w.out && part.out.rows() == x.rows() && dense_rows(part.out));
+    CHECK(op.x.cols() == w.in && part.out.cols() == w.out && part.out.rows() == op.x.rows() && dense_rows(part.out));
     if (published(*w.format) == Published::kF32 || w.columns || !in_place(w) || product_kind(w) != kind) return false;
     if (w.out > 0) what.parts[what.count++] = {part.out, weight(w, nullptr), part.bias.valid() ? part.bias.f32() : nullptr};
   }
-  CHECK(dense_rows(x));
-  if (x.rows() == 0 || what.count == 0) return true;
-  if (what.norm && !(takes_norm(x, what) && aligned(what.norm, 16))) return false;
+  if (op.x.rows() == 0 || what.count == 0) return true;
   const WeightGeometry& g = what.parts[0].weight.geometry;
-  few_rows(takes_f32(x, g) ? Rows{x.data, x.stride[0], true} : bf16_rows(x, nullptr, g.padded_in()), x.rows(), what);
+  few_rows(takes_f32(op.x, g) ? Rows{op.x.data, op.x.stride[0], true} : bf16_rows(op.x, nullptr, g.padded_in()), op.x.rows(), what);
   return true;
 }
 
 void CudaBackend::Products::linear_several(const LinearSeveral& op) {
-  if (linear_joined(op.x, op.parts, op.count, {}, 0, false)) return;
+  if (linear_joined(op)) return;
   // One conversion of x for all whose product reads it as bf16 rows of one width.
   Rows shared{};
   const int64_t padded = round_up(op.x.cols(), 32);
@@ -311,25 +303,18 @@ void CudaBackend::Products::linear_several(const LinearSeveral& op) {
   }
 }
 
-bool CudaBackend::Products::glu_joined(const Tensor& out, const Tensor& x, const Weight& gate, const Weight& up, const Tensor& norm,
-                                       float eps) {
-  const WeightKind kind = product_kind(up);
-  const bool f32 = published(*gate.format) == Published::kF32 || published(*up.format) == Published::kF32;
-  if (f32 || gate.columns || up.columns || product_kind(gate) != kind || x.rows() > few_rows_limit(kind)) return false;
-  const int64_t gate_bytes = in_place(gate) ? 0 : decoded_bytes(gate), up_bytes = in_place(up) ? 0 : decoded_bytes(up);
+bool CudaBackend::Products::glu_joined(const LinearGlu& op) {
+  const WeightKind kind = product_kind(op.up);
+  const bool f32 = published(*op.gate.format) == Published::kF32 || published(*op.up.format) == Published::kF32;
+  if (f32 || op.gate.columns || op.up.columns || product_kind(op.gate) != kind || op.x.rows() > few_rows_limit(kind)) return false;
+  const int64_t gate_bytes = in_place(op.gate) ? 0 : decoded_bytes(op.gate), up_bytes = in_place(op.up) ? 0 : decoded_bytes(op.up);
   auto* space = gate_bytes + up_bytes > 0
                     ? static_cast<std::byte*>(backend.workspace(Workspace::kWeights, static_cast<size_t>(gate_bytes + up_bytes)))
                     : nullptr;
-  if (space && norm.valid()) return false;
-  const FewRows what{.parts = {{out, weight(gate, space)}, {{}, weight(up, space + gate_bytes)}},
-                     .count = 2,
-                     .glu = true,
-                     .early = !space,
-                     .norm = norm.valid() ? norm.f32() : nullptr,
-                     .eps = eps};
-  if (what.norm && !(takes_norm(x, what) && aligned(what.norm, 16))) return false;
+  const FewRows what{
+      .parts = {{op.out, weight(op.gate, space)}, {{}, weight(op.up, space + gate_bytes)}}, .count = 2, .glu = true, .early = !space};
   const WeightGeometry& g = what.parts[0].weight.geometry;
-  few_rows(takes_f32(x, g) ? Rows{x.data, x.stride[0], true} : bf16_rows(x, nullptr, g.padded_in()), x.rows(), what);
+  few_rows(takes_f32(op.x, g) ? Rows{op.x.data, op.x.stride[0], true} : bf16_rows(op.x, nullptr, g.padded_in()), op.x.rows(), what);
   return true;
 }
 
@@ -364,7 +349,7 @@ void CudaBackend::Products::linear_glu(const LinearGlu& op) {
   CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out);
   CHECK(dense_rows(op.x) && dense_rows(op.out));
   const int64_t tokens = op.x.rows();
-  if (tokens == 0 || op.up.out == 0 || fp8_linear_glu(op) || glu_joined(op.out, op.x, op.gate, op.up, {}, 0)) return;
+  if (tokens == 0 || op.up.out == 0 || fp8_linear_glu(op) || glu_joined(op)) return;
   Arena::Scope scope(*op.scratch);
   Tensor gate = op.scratch->alloc({tokens, op.gate.out});
   linear({.out = gate, .x = op.x, .weight = op.gate});
@@ -388,24 +373,7 @@ void CudaBackend::linear(const Linear& op) { Products::of(*this).linear(op); }
 
 void CudaBackend::linear_several(const LinearSeveral& op) { Products::of(*this).linear_several(op); }
 
-void CudaBackend::linear_add(const LinearAdd& op) {
-  const LinearPart part{op.out, op.weight, op.bias};
-  if (!Products::of(*this).linear_joined(op.x, &part, 1, {}, 0, true)) Backend::linear_add(op);
-}
-
-void CudaBackend::norm_linear(const NormLinear& op) {
-  if (!Products::of(*this).linear_joined(op.x, op.parts, op.count, op.norm, op.eps, false)) Backend::norm_linear(op);
-}
-
 void CudaBackend::linear_glu(const LinearGlu& op) { Products::of(*this).linear_glu(op); }
-
-void CudaBackend::norm_linear_glu(const NormLinearGlu& op) {
-  CHECK(op.x.cols() == op.up.in && op.out.cols() == op.up.out && op.out.rows() == op.x.rows());
-  CHECK(op.gate.in == op.up.in && op.gate.out == op.up.out && op.norm.cols() == op.x.cols());
-  CHECK(dense_rows(op.x) && dense_rows(op.out));
-  if (op.x.rows() == 0 || op.up.out == 0) return;
-  if (!Products::of(*this).glu_joined(op.out, op.x, op.gate, op.up, op.norm, op.eps)) Backend::norm_linear_glu(op);
-}
 
 void CudaBackend::embed(const Embed& op) {
   CHECK(op.out.cols() == op.table.in && op.out.rows() == op.ids.rows() && dense_rows(op.out));

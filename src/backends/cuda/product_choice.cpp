@@ -80,8 +80,19 @@ ProductChoice choose_product(const ProductProblem& p, int multiprocessors) {
 }
 
 int choose_grouped_row_tiles(const WeightGeometry& g, bool glu, int tiles_n, int64_t items, int multiprocessors) {
+  // For benchmarks, where possible: DOUGONG_CUDA_EXPERTS=TILES.
+  const char* forced = std::getenv("DOUGONG_CUDA_EXPERTS");
+  const int wanted = forced ? std::atoi(forced) : 0;
+  if ((wanted == 1 || wanted == 2 || wanted == 4 || wanted == 8) &&
+      product_shared_bytes(wanted, glu ? 2 : 1, tiles_n) <= kProductSharedBytes)
+    return wanted;
   const int least = product_shared_bytes(1, glu ? 2 : 1, tiles_n) > kProductSharedBytes ? 2 : 1;
   const int resident = tiles_n >= 4 ? 1 : 2;
+  if (tiles_n == 1) {  // measured on an H200 (docs/cuda.md): short columns want warps with many of them, in one wave and a half
+    int row_tiles = 4;
+    while (row_tiles > least && 2 * ceil_div(g.tiles, row_tiles) * items < int64_t{3} * multiprocessors) row_tiles /= 2;
+    return row_tiles;
+  }
   int row_tiles = 8;  // x is shared best; fewer where that leaves multiprocessors idle
   while (row_tiles > least && ceil_div(g.tiles, row_tiles) * items < int64_t{3} * multiprocessors * resident) row_tiles /= 2;
   return row_tiles;

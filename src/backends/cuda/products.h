@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
-#include "backends/cuda/kernels/few_experts.h"
 #include "backends/cuda/kernels/fp8_kernels.h"
 #include "backends/cuda/kernels/moe_kernels.h"
 #include "backends/cuda/kernels/product_kernels.h"
@@ -44,7 +43,6 @@ int choose_grouped_row_tiles(const WeightGeometry& g, bool glu, int tiles_n, int
 
 void launch_product(const ProductShape& shape, const ProductArgs& args, cudaStream_t stream);
 void launch_grouped(const GroupedShape& shape, const GroupedArgs& args, cudaStream_t stream);
-void launch_few_experts(const FewExpertsShape& shape, const FewExpertsArgs& args, cudaStream_t stream);
 
 struct CudaBackend::Products {
   explicit Products(CudaBackend& backend);
@@ -79,16 +77,13 @@ struct CudaBackend::Products {
   struct FewRows {
     FewPart parts[3];
     int count;
-    bool glu = false, add = false, early = false;
-    const float* norm = nullptr;  // x is normalised with this weight: takes_norm()
-    float eps = 0;
+    bool glu = false, early = false;
   };
   void few_rows(const Rows& x, int64_t tokens, const FewRows& what);
   // Whether few_rows() takes so many rows of x as they are, in f32.
   static bool takes_f32(const Tensor& x, const WeightGeometry& g);
   // Whether products of these weights with such rows write to their result alone.
   static bool need_no_workspace(const Tensor& x, std::span<const Weight* const> weights);
-  bool takes_norm(const Tensor& x, const FewRows& what);
   ProductProblem problem_of(int64_t tokens, const FewRows& what) const;
   // By cuBLASLt, to f32 or bf16; false when it has no way. Weight and x: both bf16 rows or both f32 rows, columns beyond `in` zeros.
   bool many_rows(const Tensor& out, const Rows& x, const ProductWeight& weight);
@@ -96,27 +91,16 @@ struct CudaBackend::Products {
   // `shared`: x as bf16 rows, where they have been made.
   void linear(const Linear& op, const Rows* shared = nullptr);
   // False: not as one launch.
-  bool linear_joined(const Tensor& x, const LinearPart* parts, int count, const Tensor& norm, float eps, bool add);
+  bool linear_joined(const LinearSeveral& op);
   void linear_several(const LinearSeveral& op);
   void linear_glu(const LinearGlu& op);
   // The same to bf16 (inner_type), for many rows.
   void linear_glu_bf16(const LinearGlu& op);
-  bool glu_joined(const Tensor& out, const Tensor& x, const Weight& gate, const Weight& up, const Tensor& norm, float eps);
+  bool glu_joined(const LinearGlu& op);
 
   // Experts: moe.cpp.
   void moe_experts(const MoeExperts& op);
   const ExpertMatrices* expert_table(const void* key, const std::vector<ExpertMatrices>& host);
-  // Experts of up to 8 tokens: product_experts.cpp. Products that can be fused (moe.cpp); `early`: no weight was decoded for this op.
-  bool takes_few_experts(const MoeExperts& op, const WeightGeometry& up) const;
-  void few_experts(const MoeExperts& op, const ExpertMatrices* table, const WeightGeometry& up, const WeightGeometry& down, bool early);
-  struct ExpertsChoice {
-    bool sorted = false;               // never by few_experts()
-    int row_tiles = 0;                 // of sorted pairs
-    int up_warps = 0, down_warps = 0;  // 0: chosen
-    int ctas = -1;                     // of `up` per multiprocessor; -1: as many as are resident; 0: one for each unit
-  };
-  static ExpertsChoice read_experts_choice();
-  const ExpertsChoice experts_choice = read_experts_choice();
 
   // Products in e4m3, for many rows: fp8_product.cpp, fp8_check.cpp.
   struct Fp8Ways {

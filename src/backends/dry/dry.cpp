@@ -33,9 +33,6 @@ ScratchNeed scratch_of(const Op&) {
   return {};
 }
 ScratchNeed scratch_of(const LinearGlu& op) { return {op.scratch, linear_glu_scratch_bytes(op)}; }
-ScratchNeed scratch_of(const LinearAdd& op) { return {op.scratch, linear_add_scratch_bytes(op)}; }
-ScratchNeed scratch_of(const NormLinear& op) { return {op.scratch, norm_linear_scratch_bytes(op)}; }
-ScratchNeed scratch_of(const NormLinearGlu& op) { return {op.scratch, norm_linear_glu_scratch_bytes(op)}; }
 ScratchNeed scratch_of(const Attention& op) { return {op.scratch, attention_scratch_bytes(op)}; }
 ScratchNeed scratch_of(const MlaAttention& op) { return {op.scratch, mla_attention_scratch_bytes(op)}; }
 ScratchNeed scratch_of(const MoeExperts& op) { return {op.scratch, moe_experts_scratch_bytes(op)}; }

@@ -54,17 +54,12 @@ size_t OpShape::hash() const {
 
 OpShape shape_of(const Embed& op) { return {.op = "embed", .format = op.table.format, .dims = {op.table.in}, .rows = op.out.rows()}; }
 OpShape shape_of(const Linear& op) { return product("linear", op.weight, op.x.rows()); }
-template <class Op>
-OpShape shape_of_parts(const char* name, const Op& op) {
-  OpShape shape = product(name, op.parts[0].weight, op.x.rows());
+OpShape shape_of(const LinearSeveral& op) {
+  OpShape shape = product("linear_several", op.parts[0].weight, op.x.rows());
   for (int i = 1; i < op.count; i++) shape.dims[1 + i] = op.parts[i].weight.out;
   return shape;
 }
-OpShape shape_of(const LinearSeveral& op) { return shape_of_parts("linear_several", op); }
-OpShape shape_of(const LinearAdd& op) { return product("linear_add", op.weight, op.x.rows()); }
-OpShape shape_of(const NormLinear& op) { return shape_of_parts("norm_linear", op); }
 OpShape shape_of(const LinearGlu& op) { return product("linear_glu", op.gate, op.x.rows()); }
-OpShape shape_of(const NormLinearGlu& op) { return product("norm_linear_glu", op.gate, op.x.rows()); }
 OpShape shape_of(const RmsNorm& op) { return rows_op("rms_norm", op.x); }
 OpShape shape_of(const AllReduce& op) { return rows_op("all_reduce", op.x); }
 OpShape shape_of(const AddRmsNorm& op) { return rows_op("add_rms_norm", op.out); }

@@ -74,7 +74,6 @@ class ProfileBackend : public Backend {
   Dtype inner_type(int64_t rows, const Weight& gate, const Weight& up, const Weight& down) const override {
     return inner_->inner_type(rows, gate, up, down);
   }
-  bool joins_norms(int64_t rows) const override { return inner_->joins_norms(rows); }
 
 #define DG_PROFILE_OP(method, Op) void method(const Op& op) override;
   DG_OPS(DG_PROFILE_OP)

@@ -56,11 +56,10 @@ void GqaAttention::register_cache(CacheLayout& layout, const std::string& name) 
   v_part = layout.add(name + ".v", kv_heads * head_dim);
 }
 
-Tensor GqaAttention::forward(Ctx& c, const Batch& batch, const BlockInput& in, const Rotary& rotary, Tensor sum) const {
-  const int64_t rows = in.x.rows();
-  Tensor out = sum.valid() ? sum : c.arena.alloc({rows, o.out});
+Tensor GqaAttention::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
+  Tensor out = c.arena.alloc({x.rows(), o.out});
   Arena::Scope scope(c.arena);
-  const auto [queries, keys, values] = linear(c, in, {{q, q_bias}, {k, k_bias}, {v, v_bias}});
+  const auto [queries, keys, values] = linear(c, x, {{q, q_bias}, {k, k_bias}, {v, v_bias}});
   Tensor q_heads = queries.split_last(heads);
   c.backend.rope_kv_write({.q = q_heads,
                            .k = keys,
@@ -74,7 +73,7 @@ Tensor GqaAttention::forward(Ctx& c, const Batch& batch, const BlockInput& in, c
                            .magnitude = rotary.magnitude,
                            .k_cache = c.kv.part(k_part),
                            .v_cache = c.kv.part(v_part)});
-  Tensor attended = c.arena.alloc({rows, heads, head_dim});
+  Tensor attended = c.arena.alloc({x.rows(), heads, head_dim});
   c.backend.attention({.out = attended,
                        .q = q_heads,
                        .k_cache = c.kv.part(k_part),
@@ -83,7 +82,7 @@ Tensor GqaAttention::forward(Ctx& c, const Batch& batch, const BlockInput& in, c
                        .kv_heads = static_cast<int>(kv_heads),
                        .scale = scale,
                        .scratch = &c.arena});
-  linear_into(c, out, sum.valid(), attended.reshaped({rows, heads * head_dim}), o, o_bias);
+  c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * head_dim}), .weight = o, .bias = o_bias});
   return out;
 }
 
@@ -130,13 +129,12 @@ void MlaBlock::register_cache(CacheLayout& layout, const std::string& name) {
   part = layout.add(name + ".latent", dims.kv_lora + dims.rope);
 }
 
-Tensor MlaBlock::forward(Ctx& c, const Batch& batch, const BlockInput& in, const Rotary& rotary, Tensor sum) const {
-  const int64_t rows = in.x.rows();
-  Tensor out = sum.valid() ? sum : c.arena.alloc({rows, o.out});
+Tensor MlaBlock::forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const {
+  Tensor out = c.arena.alloc({x.rows(), o.out});
   Arena::Scope scope(c.arena);
   const bool low_rank = dims.q_lora > 0;
   // The low-rank query, or the queries themselves; (tokens, kv_lora + rope).
-  const auto [first, latent] = linear(c, in, {low_rank ? LinearInput{q_a, q_a_bias} : LinearInput{q, {}}, {kv_a, kv_a_bias}});
+  const auto [first, latent] = linear(c, x, {low_rank ? LinearInput{q_a, q_a_bias} : LinearInput{q, {}}, {kv_a, kv_a_bias}});
   auto rotary_part = [&](Tensor queries) { return queries.split_last(heads).slice(2, dims.nope, dims.rope); };
   c.backend.latent_kv_write({.latent = latent,
                              .weight = kv_norm,
@@ -159,7 +157,7 @@ Tensor MlaBlock::forward(Ctx& c, const Batch& batch, const BlockInput& in, const
                     .magnitude = rotary.magnitude});
   }
   Tensor q_heads = queries.split_last(heads);
-  Tensor attended = c.arena.alloc({rows, heads, dims.v_dim});
+  Tensor attended = c.arena.alloc({x.rows(), heads, dims.v_dim});
   c.backend.mla_attention({.out = attended,
                            .q = q_heads,
                            .cache = c.kv.part(part),
@@ -171,7 +169,7 @@ Tensor MlaBlock::forward(Ctx& c, const Batch& batch, const BlockInput& in, const
                            .kv_lora = static_cast<int>(dims.kv_lora),
                            .scale = scale,
                            .scratch = &c.arena});
-  linear_into(c, out, sum.valid(), attended.reshaped({rows, heads * dims.v_dim}), o, o_bias);
+  c.backend.linear({.out = out, .x = attended.reshaped({x.rows(), heads * dims.v_dim}), .weight = o, .bias = o_bias});
   return out;
 }
 

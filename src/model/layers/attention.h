@@ -20,8 +20,7 @@ struct GqaAttention {
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Options options);
   void register_cache(CacheLayout& layout, const std::string& name);
   // x (tokens, hidden) -> (tokens, hidden), the part of this rank: the sum over the ranks is the output
-  // With `sum`, a tensor of the output's size: adds to it and returns it.
-  Tensor forward(Ctx& c, const Batch& batch, const BlockInput& in, const Rotary& rotary, Tensor sum = {}) const;
+  Tensor forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const;
 
   Weight q, k, v, o;
   Tensor q_bias, k_bias, v_bias, o_bias;          // optional
@@ -35,7 +34,7 @@ struct GqaAttention {
 struct MlaBlock {
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config);
   void register_cache(CacheLayout& layout, const std::string& name);
-  Tensor forward(Ctx& c, const Batch& batch, const BlockInput& in, const Rotary& rotary, Tensor sum = {}) const;
+  Tensor forward(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary) const;
 
   Weight q_a, q_b;  // with a low-rank query
   Weight q;         // without (V2-Lite)

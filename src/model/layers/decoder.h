@@ -23,17 +23,10 @@ struct DecoderLayer {
   // `normed` is its attention_norm on entry and next_norm of it on exit.
   void forward(Ctx& c, const Batch& batch, Tensor x, Tensor normed, const Rotary& rotary, Tensor next_norm, float eps) const {
     Arena::Scope scope(c.arena);
-    Tensor delta = attention.forward(c, batch, {normed}, rotary);
+    Tensor delta = attention.forward(c, batch, normed, rotary);
     c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = feed_forward_norm, .eps = eps, .partial = true});
-    delta = feed_forward.forward(c, {normed});
+    delta = feed_forward.forward(c, normed);
     c.backend.add_rms_norm({.out = normed, .residual = x, .delta = delta, .weight = next_norm, .eps = eps, .partial = true});
-  }
-
-  // The same where the products normalise what they read and add to the residual stream (Backend::joins_norms).
-  void forward_joined(Ctx& c, const Batch& batch, Tensor x, const Rotary& rotary, float eps) const {
-    Arena::Scope scope(c.arena);
-    attention.forward(c, batch, {x, attention_norm, eps}, rotary, x);
-    feed_forward.forward(c, {x, feed_forward_norm, eps}, x);
   }
 };
 
@@ -63,15 +56,12 @@ struct Decoder {
   ForwardResult forward(Ctx& c, const Batch& batch, float eps) const {
     Tensor x = embed(c, batch.ids, embedding);
     if (c.observe) c.observe(0, x);
-    const bool joined = c.backend.joins_norms(x.rows());
-    Tensor normed = joined ? Tensor{} : rms_norm(c, x, layers[0].attention_norm, eps);
+    Tensor normed = rms_norm(c, x, layers[0].attention_norm, eps);
     for (size_t i = 0; i < layers.size(); i++) {
       bool last = i + 1 == layers.size();
-      if (joined) layers[i].forward_joined(c, batch, x, rotary, eps);
-      else layers[i].forward(c, batch, x, normed, rotary, last ? final_norm : layers[i + 1].attention_norm, eps);
+      layers[i].forward(c, batch, x, normed, rotary, last ? final_norm : layers[i + 1].attention_norm, eps);
       if (c.observe) c.observe(static_cast<int>(i) + 1, x);
     }
-    if (joined) normed = rms_norm(c, x, final_norm, eps);
     return {.hidden = normed, .logits = vocabulary_logits(c, normed, batch.logit_rows, head)};
   }
 };

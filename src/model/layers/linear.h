@@ -1,6 +1,5 @@
 // Small forward helpers: allocate the output in the context's arena and issue one op.
 #pragma once
-#include <algorithm>
 #include <array>
 
 #include "model/model.h"
@@ -19,40 +18,21 @@ inline Tensor linear(Ctx& c, Tensor x, const Weight& w, Tensor bias = {}) {
   return y;
 }
 
-// out = x W^T + bias, or with `add` out += that.
-inline void linear_into(Ctx& c, Tensor out, bool add, Tensor x, const Weight& w, Tensor bias) {
-  if (add) c.backend.linear_add({.out = out, .x = x, .weight = w, .bias = bias, .scratch = &c.arena});
-  else c.backend.linear({.out = out, .x = x, .weight = w, .bias = bias});
-}
-
-// What a block reads: rows as they are, or (with `norm`) rows of the residual stream that its first products normalise.
-struct BlockInput {
-  Tensor x;       // (tokens, hidden)
-  Tensor norm{};  // (hidden)
-  float eps = 0;
-};
-
 // Products of one x with up to LinearSeveral::kMost matrices, as one op.
 struct LinearInput {
   const Weight& weight;
   Tensor bias{};
 };
 template <size_t kCount>
-std::array<Tensor, kCount> linear(Ctx& c, const BlockInput& in, const LinearInput (&inputs)[kCount]) {
+std::array<Tensor, kCount> linear(Ctx& c, Tensor x, const LinearInput (&inputs)[kCount]) {
   static_assert(kCount <= LinearSeveral::kMost);
   std::array<Tensor, kCount> outs;
-  NormLinear op{.x = in.x, .norm = in.norm, .eps = in.eps, .parts = {}, .count = static_cast<int>(kCount), .scratch = &c.arena};
+  LinearSeveral op{.x = x, .parts = {}, .count = static_cast<int>(kCount)};
   for (size_t i = 0; i < kCount; i++) {
-    outs[i] = c.arena.alloc({in.x.rows(), inputs[i].weight.out});
+    outs[i] = c.arena.alloc({x.rows(), inputs[i].weight.out});
     op.parts[i] = {.out = outs[i], .weight = inputs[i].weight, .bias = inputs[i].bias};
   }
-  if (in.norm.valid()) {
-    c.backend.norm_linear(op);
-  } else {
-    LinearSeveral several{.x = in.x, .parts = {}, .count = op.count};
-    std::copy_n(op.parts, kCount, several.parts);
-    c.backend.linear_several(several);
-  }
+  c.backend.linear_several(op);
   return outs;
 }
 

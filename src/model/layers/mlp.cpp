@@ -43,21 +43,18 @@ void Mlp::declare(WeightStore& store, const std::string& prefix, const ModelConf
   }
 }
 
-Tensor Mlp::forward(Ctx& c, const BlockInput& in, Tensor sum) const {
-  const int64_t rows = in.x.rows();
-  Tensor out = sum.valid() ? sum : c.arena.alloc({rows, down.out});
+Tensor Mlp::forward(Ctx& c, Tensor x) const {
+  Tensor out = c.arena.alloc({x.rows(), down.out});
   Arena::Scope scope(c.arena);
-  const bool plain = !gate_bias.valid() && !in.norm.valid();
-  Tensor inner = c.arena.alloc(plain ? c.backend.inner_type(rows, gate, up, down) : Dtype::kF32, {rows, gate.out});
+  const Dtype between = gate_bias.valid() ? Dtype::kF32 : c.backend.inner_type(x.rows(), gate, up, down);
+  Tensor inner = c.arena.alloc(between, {x.rows(), gate.out});
   if (gate_bias.valid()) {
-    const auto [g, u] = linear(c, in, {{gate, gate_bias}, {up, up_bias}});
+    Tensor g = linear(c, x, gate, gate_bias), u = linear(c, x, up, up_bias);
     c.backend.act_mul({.out = inner, .gate = g, .up = u});
-  } else if (in.norm.valid()) {
-    c.backend.norm_linear_glu({.out = inner, .x = in.x, .norm = in.norm, .eps = in.eps, .gate = gate, .up = up, .scratch = &c.arena});
   } else {
-    c.backend.linear_glu({.out = inner, .x = in.x, .gate = gate, .up = up, .scratch = &c.arena});
+    c.backend.linear_glu({.out = inner, .x = x, .gate = gate, .up = up, .scratch = &c.arena});
   }
-  linear_into(c, out, sum.valid(), inner, down, down_bias);
+  c.backend.linear({.out = out, .x = inner, .weight = down, .bias = down_bias});
   return out;
 }
 
@@ -90,24 +87,21 @@ void MoeBlock::declare(WeightStore& store, const std::string& prefix, const Mode
     shared.declare(store, prefix + "shared_experts.", model, config.shared * config.intermediate, WeightClass::kSharedExpert);
 }
 
-Tensor MoeBlock::forward(Ctx& c, const BlockInput& in, Tensor sum) const {
-  // Three read it, the router with its own sums: normalised once.
-  const Tensor x = in.norm.valid() ? rms_norm(c, in.x, in.norm, in.eps) : in.x;
-  Tensor out = sum;
+Tensor MoeBlock::forward(Ctx& c, Tensor x) const {
+  Tensor out;
   if (config.shared > 0) {
     // Beside the router: neither needs the other, and with few rows both are too small for a whole GPU.
     const Weight* const products[] = {&shared.gate, &shared.up, &shared.down};
     const bool beside = c.backend.begin_beside(x, products);
-    out = shared.forward(c, {x}, sum);
+    out = shared.forward(c, x);
     if (beside) c.backend.end_beside();
-  } else if (!sum.valid()) {
+  } else {
     out = c.arena.alloc({x.rows(), x.cols()});
     c.backend.fill({.out = out, .value = 0});
   }
   Arena::Scope scope(c.arena);
   // What the shared experts may still be using.
-  if (config.shared > 0 && x.rows() <= Backend::kMostBesideRows)
-    c.arena.alloc({x.rows(), shared.gate.out + std::max(shared.gate.out, shared.down.out) + 32});
+  if (config.shared > 0 && x.rows() <= Backend::kMostBesideRows) c.arena.alloc({x.rows(), 2 * shared.gate.out + 32});
   Tensor logits = linear(c, x, router);
   Tensor ids = c.arena.alloc(Dtype::kI32, {x.rows(), config.top_k}), weights = c.arena.alloc({x.rows(), config.top_k});
   c.backend.moe_route({.ids = ids,

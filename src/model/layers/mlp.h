@@ -8,8 +8,7 @@ namespace dg {
 struct Mlp {
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, int64_t inner, WeightClass weight_class,
                bool bias = false);
-  // With `sum`, a tensor of its size: adds to it and returns it.
-  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const;
+  Tensor forward(Ctx& c, Tensor x) const;
 
   Weight gate, up, down;
   Tensor gate_bias, up_bias, down_bias;  // optional
@@ -25,7 +24,7 @@ struct MoeBlock {
     bool correction_bias = false;  // e_score_correction_bias
   };
   void declare(WeightStore& store, const std::string& prefix, const ModelConfig& config, Routing routing);
-  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const;
+  Tensor forward(Ctx& c, Tensor x) const;
 
   ModelConfig::Moe config;
   Routing routing;
@@ -41,7 +40,7 @@ struct FeedForward {
   bool is_moe = false;
   Mlp mlp;
   MoeBlock moe;
-  Tensor forward(Ctx& c, const BlockInput& in, Tensor sum = {}) const { return is_moe ? moe.forward(c, in, sum) : mlp.forward(c, in, sum); }
+  Tensor forward(Ctx& c, Tensor x) const { return is_moe ? moe.forward(c, x) : mlp.forward(c, x); }
 };
 
 }  // namespace dg

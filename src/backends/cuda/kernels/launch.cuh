@@ -7,7 +7,7 @@
 // one's blocks start as its own leave room; without the call that happens when its blocks end. Kernels launched with <<<>>> wait for all.
 // So does the next one after launch_next_plainly(): the first behind a fork or a join of streams.
 // Directly behind a kernel that calls start_next() only after its wait, everything issued before that kernel is complete as well: it may be
-// read without waiting, past L1 (__ldcg). few_experts.cuh does so.
+// read without waiting, past L1 (__ldcg): grouped_kernel does so.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -1,8 +1,6 @@
 // Products with weights of 4 bits with scales and offsets per 32 columns: product_tile.cuh.
-#include "backends/cuda/kernels/few_experts.cuh"
 #include "backends/cuda/kernels/product_kernel.cuh"
 
 namespace dg::cuda {
 DG_PRODUCT_KIND(kCode4Offset)
-DG_FEW_EXPERTS_KIND(kCode4Offset)
 }  // namespace dg::cuda

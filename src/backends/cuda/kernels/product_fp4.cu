@@ -1,8 +1,6 @@
 // Products with weights of e2m1 with exponents per 32 columns: product_tile.cuh.
-#include "backends/cuda/kernels/few_experts.cuh"
 #include "backends/cuda/kernels/product_kernel.cuh"
 
 namespace dg::cuda {
 DG_PRODUCT_KIND(kFp4)
-DG_FEW_EXPERTS_KIND(kFp4)
 }  // namespace dg::cuda

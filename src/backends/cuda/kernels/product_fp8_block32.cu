@@ -1,8 +1,6 @@
 // Products with weights of e4m3 with scales per 32 x 32: product_tile.cuh.
-#include "backends/cuda/kernels/few_experts.cuh"
 #include "backends/cuda/kernels/product_kernel.cuh"
 
 namespace dg::cuda {
 DG_PRODUCT_KIND(kFp8Block32)
-DG_FEW_EXPERTS_KIND(kFp8Block32)
 }  // namespace dg::cuda

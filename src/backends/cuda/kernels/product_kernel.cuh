@@ -23,17 +23,14 @@ __device__ __forceinline__ int segment_of(const ProductArgs& a, int tile) {
   return s;
 }
 
-template <WeightKind kKind, int kWeights, int kN, ProductX kX>
+template <WeightKind kKind, int kWeights, int kN, bool kF32X>
 __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_kernel(const ProductArgs a) {
-  constexpr bool kNormed = kX == ProductX::kNormed;
-  static_assert(kX == ProductX::kBf16 || kN == 1);
-  __shared__ float squares[kNormed ? kProductWarps : 1][8];  // of a warp's columns of each row of x
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts_in_cta = kProductWarps / a.row_tiles;
   const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1);
-  const int part = blockIdx.y * parts_in_cta + warp / a.row_tiles, parts = gridDim.y * parts_in_cta;
   const bool active = wanted < a.tiles;
   uint8_t* const ring = product_shared + warp * (kRingBytes<kKind, kWeights> / kProductWarps);
-  const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
+  const int splits = static_cast<int>(gridDim.y), split = static_cast<int>(blockIdx.y), begin = part_begin(a.chunks, split, splits);
+  const Chunks chunks{begin, active ? part_begin(a.chunks, split + 1, splits) : begin, warp / a.row_tiles, parts_in_cta};
   const int chosen = kWeights == 1 ? segment_of(a, tile) : 0, own = tile - a.segments[chosen].first;  // own: within the segment
 
   float acc[kWeights][kN][4] = {};
@@ -48,42 +45,12 @@ __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_k
       tiles[m].set(s.data, s.aux, own, a.tile_bytes, s.out, a.chunks, lane);
     }
     if (!a.early) wait_for_previous();
-    if constexpr (kNormed) {
-      // x times the norm's weight; its root mean square divides the sums.
-      float square = 0;
-      const float* const x = static_cast<const float*>(a.x) + x_offset[0];
-      const float* const norm = a.norm + lane % 4 * 8;
-      accumulate_of<kKind, kN>(tiles, begin, end, acc, ring, lane, a.early, [&](int, int column, uint32_t(&b)[4]) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float4 v = *reinterpret_cast<const float4*>(x + column + half * 4);
-          const float4 w = __ldg(reinterpret_cast<const float4*>(norm + column + half * 4));
-          square = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, square))));
-          b[half * 2] = pack_bf162(v.x * w.x, v.y * w.y), b[half * 2 + 1] = pack_bf162(v.z * w.z, v.w * w.w);
-        }
-      });
-      square += __shfl_xor_sync(0xffffffffu, square, 1);
-      square += __shfl_xor_sync(0xffffffffu, square, 2);
-      if (lane % 4 == 0) squares[warp][lane / 4] = square;
-      __syncwarp();
-    } else {
-      accumulate<kKind, kN, kWeights, kX == ProductX::kF32>(tiles, begin, end, a.x, x_offset, acc, ring, lane, a.early);
-    }
+    accumulate<kKind, kN, kWeights, kF32X>(tiles, chunks, a.x, x_offset, acc, ring, lane, a.early);
     if (!a.early) start_next();
   }
   if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
   for (int m = 0; m < kWeights; m++) scale_rows<kKind>(a.segments[chosen + m].aux, own, lane, acc[m]);
-  if constexpr (kNormed) {
-#pragma unroll
-    for (int token = 0; token < 2; token++) {
-      float square = 0;
-      for (int p = 0; p < parts_in_cta; p++) square += squares[p * a.row_tiles + warp][lane % 4 * 2 + token];
-      const float inverse = 1.0f / sqrtf(square / static_cast<float>(a.chunks * chunk_columns(kKind)) + a.eps);
-#pragma unroll
-      for (int m = 0; m < kWeights; m++) acc[m][0][token] *= inverse, acc[m][0][token + 2] *= inverse;
-    }
-  }
 
   const ProductSegment& s = a.segments[chosen];
 #pragma unroll
@@ -101,8 +68,7 @@ __global__ void __launch_bounds__(kProductWarps * 32, kN >= 4 ? 1 : 2) product_k
         float v = acc[0][n][i];
         if constexpr (kWeights == 2) v = silu(v) * acc[1][n][i];
         else if (s.bias) v += __ldg(s.bias + row);
-        float* const to = s.to + token * s.ld_to + row;
-        *to = a.add ? *to + v : v;
+        s.to[token * s.ld_to + row] = v;
       }
     }
 }
@@ -113,7 +79,7 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
   const int wanted = blockIdx.x * a.row_tiles + warp % a.row_tiles, tile = min(wanted, a.tiles - 1), part = warp / a.row_tiles;
   const bool active = wanted < a.tiles;
   uint8_t* const ring = product_shared + warp * (kRingBytes<kKind, kWeights> / kProductWarps);
-  const int begin = part_begin(a.chunks, part, parts), end = active ? part_begin(a.chunks, part + 1, parts) : begin;
+  const Chunks chunks{0, active ? a.chunks : 0, part, parts};
   const ExpertMatrices& expert = a.experts[item.expert];
 
   float acc[kWeights][kN][4] = {};
@@ -130,7 +96,7 @@ __device__ __forceinline__ void grouped_item(const GroupedArgs& a, const Grouped
       const uint8_t* data = expert.data[kWeights == 2 ? m : a.matrix];
       tiles[m].set(data, data + a.aux_offset, tile, a.tile_bytes, a.out, a.chunks, lane);
     }
-    accumulate<kKind, kN, kWeights, false>(tiles, begin, end, a.x, x_offset, acc, ring, lane, a.early);
+    accumulate<kKind, kN, kWeights, false>(tiles, chunks, a.x, x_offset, acc, ring, lane, a.early);
   }
   if (!reduce_parts(acc, a.row_tiles, reinterpret_cast<float*>(product_shared + kRingBytes<kKind, kWeights>)) || !active) return;
 #pragma unroll
@@ -187,13 +153,12 @@ void launch_product_weights(const ProductShape& s, const ProductArgs& a, cudaStr
   if (sums > kProductSharedBytes) no_kernel("product", -a.row_tiles);
   switch (s.tiles_n) {
     case 1:
-      if (s.x == ProductX::kNormed) launch_with_rings(product_kernel<kKind, kWeights, 1, ProductX::kNormed>, grid, shared, a, stream);
-      else if (s.x == ProductX::kF32) launch_with_rings(product_kernel<kKind, kWeights, 1, ProductX::kF32>, grid, shared, a, stream);
-      else launch_with_rings(product_kernel<kKind, kWeights, 1, ProductX::kBf16>, grid, shared, a, stream);
+      if (s.f32_x) launch_with_rings(product_kernel<kKind, kWeights, 1, true>, grid, shared, a, stream);
+      else launch_with_rings(product_kernel<kKind, kWeights, 1, false>, grid, shared, a, stream);
       return;
-    case 2: launch_with_rings(product_kernel<kKind, kWeights, 2, ProductX::kBf16>, grid, shared, a, stream); return;
-    case 4: launch_with_rings(product_kernel<kKind, kWeights, 4, ProductX::kBf16>, grid, shared, a, stream); return;
-    case 8: launch_with_rings(product_kernel<kKind, kWeights, 8, ProductX::kBf16>, grid, shared, a, stream); return;
+    case 2: launch_with_rings(product_kernel<kKind, kWeights, 2, false>, grid, shared, a, stream); return;
+    case 4: launch_with_rings(product_kernel<kKind, kWeights, 4, false>, grid, shared, a, stream); return;
+    case 8: launch_with_rings(product_kernel<kKind, kWeights, 8, false>, grid, shared, a, stream); return;
     default: no_kernel("product", s.tiles_n);
   }
 }

@@ -30,18 +30,14 @@ struct ProductArgs {
   const void* x;  // (tokens, ldx): bf16, zeros behind the last column to a whole chunk; or f32, whole chunks, 16-byte rows
   uint32_t ldx;
   int32_t tokens;
-  const float* norm;  // ProductX::kNormed: x is rms_norm of x with this weight (columns)
-  float eps;
-  bool add;           // to += instead of =
   float* partial;     // (splits, weights, tokens, tiles * 16) when splits > 1
   int32_t row_tiles;  // 1, 2, 4, 8
   bool early;         // the weights are there before the kernels issued earlier are done (launch.cuh)
 };
-enum class ProductX { kBf16, kF32, kNormed };  // the latter two with tiles_n == 1 only, kNormed with one split
 struct ProductShape {
   WeightKind kind;
-  bool glu;  // to = silu(gate x) * up x
-  ProductX x;
+  bool glu;     // to = silu(gate x) * up x
+  bool f32_x;   // tiles_n == 1 only
   int tiles_n;  // tiles of 8 tokens: 1, 2, 4, 8
   int splits;
 };

@@ -63,8 +63,7 @@ __global__ void __launch_bounds__(256) finish_kernel(const ProductArgs a, int sp
     float v = sum[0];
     if constexpr (kGlu) v = v / (1.0f + expf(-v)) * sum[1];
     else if (segment.bias) v += segment.bias[row];
-    float* const to = segment.to + token * segment.ld_to + row;
-    *to = a.add ? *to + v : v;
+    segment.to[token * segment.ld_to + row] = v;
   }
 }
 

@@ -63,12 +63,27 @@ struct RingPart {
   static constexpr int kScaleBytes = kStageWords<kKind> * 4;  // of a lane and half
   static constexpr int kBytes = 1024 + 32 * kHalves * kScaleBytes;
 };
-// Stages of the ring of a warp: what two CTAs per multiprocessor have room for. Little's law asks for some 30 KiB per multiprocessor.
-constexpr int ring_stages(int bytes) { return bytes > 30000 ? 3 : (88 << 10) / bytes > 8 ? 8 : (88 << 10) / bytes; }
+// Chunks that a warp multiplies together, into sums of their own, when it has few columns of x: one chunk of bf16 or 8 bits is a chain of a
+// load from shared memory, one of x, unpacking and dependent mma that takes longer than its bytes; 4 bits have four groups in a chunk.
 template <WeightKind kKind, int kWeights>
-constexpr int kRingStages = ring_stages(kProductWarps* kWeights* RingPart<kKind>::kBytes);
+constexpr int kStagesFit = (96 << 10) / (kProductWarps * kWeights * RingPart<kKind>::kBytes);
+template <WeightKind kKind, int kWeights>
+constexpr int kTogether = chunk_groups(kKind) >= 4 || kStagesFit<kKind, kWeights> < 4 ? 1
+                          : chunk_groups(kKind) == 1 && kWeights == 1                 ? 4
+                                                                                      : 2;
+// Stages of the ring of a warp: what two CTAs per multiprocessor have room for, whole groups of kTogether. Little's law asks for some 40
+// KiB in flight per multiprocessor.
+constexpr int ring_stages(int fit, int together) { return fit > 12 ? 12 : fit - fit % together; }
+template <WeightKind kKind, int kWeights>
+constexpr int kRingStages = ring_stages(kStagesFit<kKind, kWeights>, kTogether<kKind, kWeights>);
 template <WeightKind kKind, int kWeights>
 constexpr size_t kRingBytes = static_cast<size_t>(kProductWarps) * kRingStages<kKind, kWeights>* kWeights* RingPart<kKind>::kBytes;
+
+// What a warp takes of a tile: groups of kTogether chunks of [begin, end), every parts'th one. So the warps of a CTA walk along the rows
+// side by side: memory sees long runs, and x is in L1.
+struct Chunks {
+  int begin, end, part, parts;
+};
 
 // Where a lane reads a tile.
 template <WeightKind kKind>
@@ -216,50 +231,65 @@ __device__ __forceinline__ void multiply_chunk(const Chunk<kKind> (&now)[kWeight
 }
 
 // `ring`: the warp's kRingStages stages; every lane reads only what it copied itself, so there is nothing to synchronise.
-// acc[m][n] += tile of weight m times rows n of x, over chunks [begin, end). x_offset[n]: element of x that is column 8 t of the row of
+// acc[m][n] += tile of weight m times rows n of x, over these chunks. x_offset[n]: element of x that is column 8 t of the row of
 // x that lane 4 g + t holds in tile n. `early`: the kernel before this one is waited for (launch.cuh) when the ring is filled.
-// load(n, column, b): this lane's 8 columns of 32 from `column`, of its row of x in tile n.
-template <WeightKind kKind, int kN, int kWeights, class Load>
-__device__ __forceinline__ void accumulate_of(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, float (&acc)[kWeights][kN][4],
-                                              uint8_t* ring, int lane, bool early, const Load& load) {
-  // Chunks in flight; what registers allow: 2 x 16 bytes of codes and 2 kStageWords words of scales per chunk and weight.
-  constexpr int kStages = kRingStages<kKind, kWeights>, kPart = RingPart<kKind>::kBytes, kStage = kWeights * kPart;
-  static_assert(kStages >= 3);
+template <WeightKind kKind, int kN, int kWeights, bool kF32X>
+__device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], Chunks chunks, const void* x,
+                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane,
+                                           bool early) {
+  constexpr int kMany = kN <= 2 ? kTogether<kKind, kWeights> : 1, kSlots = kRingStages<kKind, kWeights> / kMany;
+  constexpr int kPart = RingPart<kKind>::kBytes, kStage = kWeights * kPart;
+  static_assert(kSlots >= 2);
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(ring));
+  const int first = chunks.begin + chunks.part * kMany, stride = chunks.parts * kMany;
+  const auto issue = [&](int slot, int chunk) {
 #pragma unroll
-  for (int s = 0; s < kStages - 1; s++) {
-    if (begin + s < end)
+    for (int i = 0; i < kMany; i++)
+      if (chunk + i < chunks.end)
 #pragma unroll
-      for (int m = 0; m < kWeights; m++) tiles[m].issue(base + s * kStage + m * kPart, lane, begin + s);
+        for (int m = 0; m < kWeights; m++) tiles[m].issue(base + (slot * kMany + i) * kStage + m * kPart, lane, chunk + i);
     cp_async_commit();
-  }
+  };
+#pragma unroll
+  for (int s = 0; s < kSlots - 1; s++) issue(s, first + s * stride);
   if (early) {
     wait_for_previous();
     start_next();
   }
-  int stage = 0;
-  for (int chunk = begin; chunk < end; chunk++) {
-    const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
-    if (chunk + kStages - 1 < end)
+  float other[kMany > 1 ? kWeights : 1][kMany > 1 ? kN : 1][4] = {};
+  int slot = 0;
+  for (int chunk = first; chunk < chunks.end; chunk += stride) {
+    issue(slot == 0 ? kSlots - 1 : slot - 1, chunk + (kSlots - 1) * stride);
+    cp_async_wait<kSlots - 1>();
+    Chunk<kKind> now[kMany][kWeights];
 #pragma unroll
-      for (int m = 0; m < kWeights; m++) tiles[m].issue(base + free_stage * kStage + m * kPart, lane, chunk + kStages - 1);
-    cp_async_commit();
-    cp_async_wait<kStages - 1>();
-    Chunk<kKind> now[kWeights];
+    for (int i = 0; i < kMany; i++)
 #pragma unroll
-    for (int m = 0; m < kWeights; m++) read_chunk(now[m], ring + stage * kStage + m * kPart, lane);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    multiply_chunk<kKind, kN>(now, acc,
-                              [&](int n, int group, uint32_t(&b)[4]) { load(n, chunk * chunk_columns(kKind) + group * 32, b); });
+      for (int m = 0; m < kWeights; m++) read_chunk(now[i][m], ring + (slot * kMany + i) * kStage + m * kPart, lane);
+    slot = slot + 1 == kSlots ? 0 : slot + 1;
+    const auto multiply = [&](int i, float(&sum)[kWeights][kN][4]) {
+      multiply_chunk<kKind, kN>(now[i], sum, [&](int n, int group, uint32_t(&b)[4]) {
+        load_x<kF32X>(x, x_offset[n] + (chunk + i) * chunk_columns(kKind) + group * 32, b);
+      });
+    };
+    if constexpr (kMany == 1) {
+      multiply(0, acc);
+    } else if (chunk + kMany <= chunks.end) {
+#pragma unroll
+      for (int i = 0; i < kMany; i++) multiply(i, i % 2 ? other : acc);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kMany - 1; i++)
+        if (chunk + i < chunks.end) multiply(i, i % 2 ? other : acc);
+    }
   }
-}
-
-template <WeightKind kKind, int kN, int kWeights, bool kF32X>
-__device__ __forceinline__ void accumulate(const LaneTile<kKind> (&tiles)[kWeights], int begin, int end, const void* x,
-                                           const uint32_t (&x_offset)[kN], float (&acc)[kWeights][kN][4], uint8_t* ring, int lane,
-                                           bool early) {
-  accumulate_of<kKind, kN>(tiles, begin, end, acc, ring, lane, early,
-                           [&](int n, int column, uint32_t(&b)[4]) { load_x<kF32X>(x, x_offset[n] + column, b); });
+  if constexpr (kMany > 1)
+#pragma unroll
+    for (int m = 0; m < kWeights; m++)
+#pragma unroll
+      for (int n = 0; n < kN; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[m][n][i] += other[m][n][i];
 }
 
 // Factors of whole rows.
